@@ -9,7 +9,7 @@ __all__ = ['TABLES', 'IDS', 'SUFFIXES', 'MISSING', 'MarketError', 'Columns', 'pl
 # %% ../nbs/00a_tables.ipynb #ecb707f9
 from dataclasses import dataclass
 from pathlib import Path
-import csv, difflib, gzip, io, json, re
+import csv, difflib, gzip, io, json, re, unicodedata
 
 # %% ../nbs/00a_tables.ipynb #9814b63c
 import numpy as np
@@ -48,8 +48,9 @@ SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
 def plain(
     name, # A column's name as somebody wrote it
 )->str:   # Small letters and digits only
-    "`Customer ID`, `customer-id` and `customer_id` are the same word."
-    return re.sub(r"[\W_]+", "", str(name)).lower()
+    "`Customer ID`, `customer-id` and `customer_id` are the same word; accents do not count."
+    bare = "".join(c for c in unicodedata.normalize("NFKD", str(name)) if not unicodedata.combining(c))
+    return re.sub(r"[\W_]+", "", bare).lower()
 
 def did_you_mean(
     name:str,        # What was looked for
