@@ -28,11 +28,12 @@ def logit_loss(
     item=None,    # (n, J) which constant belongs to each alternative, -1 for none
     ridge=0.,     # prior precision of every element of theta
     weight=None,  # (n,) of each occasion
+    offset=0.,    # (n, J) known part of the utility, such as the correction for sampled alternatives
 ):                # (), (K+G,)
     "Minus the log-likelihood plus the penalty, and its gradient."
     n, _, K = X.shape
     constants = np.r_[theta[K:], 0.]                       # the last one serves item -1
-    log_p = log_softmax(X @ theta[:K] + (0 if item is None else constants[item]), mask)
+    log_p = log_softmax(X @ theta[:K] + offset + (0 if item is None else constants[item]), mask)
     w, rows = np.ones(n) if weight is None else weight, np.arange(n)
     rest = np.exp(log_p) * w[:, None]
     rest[rows, chosen] -= w                                # expected minus observed, (n, J)
@@ -82,6 +83,7 @@ def fit_logit(
     item=None,     # (n, J) constant of each alternative, -1 for none
     ridge=0.,      # prior precision, on standardised attributes
     weight=None,   # (n,)
+    offset=0.,     # (n, J) known part of the utility
     start=None,    # a LogitFit to start from
     steps:int=500, # at most
 )->LogitFit:
@@ -93,7 +95,7 @@ def fit_logit(
     spread = np.sqrt(np.square(X).sum((0, 1)) / max(mask.sum(), 1))
     scale = np.r_[np.where(spread > 0, spread, 1), np.ones(G)]
     first = np.zeros(K + G) if start is None else np.r_[start.coefficient, start.constant] * scale
-    best = minimize(logit_loss, first, (X / scale[:K], mask, chosen, item, ridge, weight), jac=True, method="L-BFGS-B",
+    best = minimize(logit_loss, first, (X / scale[:K], mask, chosen, item, ridge, weight, offset), jac=True, method="L-BFGS-B",
                     options=dict(maxiter=steps, ftol=1e-13 if steps > 100 else 1e-9, gtol=1e-6))
     theta = best.x / scale
     return LogitFit(theta[:K], theta[K:], -float(best.fun - ridge * (best.x**2).sum() / 2), len(X), list(names or range(K)))
