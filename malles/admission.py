@@ -207,11 +207,12 @@ def admit(
     text:bool=False,    # All columns are text (csv)
     products=None,      # The products table, if there is one
     name:str="all",     # Name of the market
+    entry=None,         # An `Entry` begun elsewhere (a foreign log)
 )->Entry:               # The checked table and what was set aside
     "Checks a table by its law."
     file = file or table
     if not len(frame): raise MarketError(f"{file}: has no rows; expected {TABLES[table].about}")
-    entry = Entry(table, frame, file, text)
+    entry = entry or Entry(table, frame, file, text)
     LAWS[table](entry, products, name)
     entry.done()
     if table in ("choices", "transactions"):

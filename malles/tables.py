@@ -149,6 +149,7 @@ def infer(
     column:pd.Series, # Text
 )->pd.Series:         # Numbers or truth values if all of them are, else the text
     "Types of an extra column of a csv file."
+    if column.dtype != "str": return column
     there = column.dropna()
     if not len(there): return column
     words = pd.Series(there.unique())
@@ -196,6 +197,8 @@ def read_table(
     "Reads a table by the ending of its name."
     name = Path(path).name.lower()
     if name.endswith(".parquet"): return read_parquet(path)
-    if name.endswith((".csv", ".csv.gz")): return read_csv(path)
+    if name.endswith((".csv", ".csv.gz", ".tsv", ".txt")): return read_csv(path)
     if name.endswith((".jsonl", ".jsonl.gz")): return read_jsonl(path)
+    if name.endswith((".xlsx", ".xls", ".ods")): raise MarketError(f"{Path(path).name}: is a spreadsheet; save the sheet as csv (UTF-8)")
+    read_bytes(path)
     raise MarketError(f"{Path(path).name}: unknown kind of file; expected one of {', '.join(SUFFIXES)}")
