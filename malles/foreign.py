@@ -147,7 +147,7 @@ def grows_with_quantity(
     lines = pd.DataFrame(dict(product=np.asarray(product), quantity=np.asarray(quantity, float), amount=np.asarray(amount, float))).dropna()
     lines = lines[(lines.quantity > 0) & (lines.amount > 0)]
     single = lines[lines.quantity == 1].groupby("product").amount.median()
-    several = lines[lines.quantity > 1].assign(single=lambda d: d["product"].map(single)).dropna()
+    several = lines[lines.quantity > 1].assign(single=lambda d: d["product"].map(single).astype(float)).dropna()
     as_total = np.abs(np.log(several.amount / several.single / several.quantity))
     as_unit = np.abs(np.log(several.amount / several.single))
     return float((as_total < as_unit).mean()) if len(several) else np.nan, len(several)

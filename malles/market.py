@@ -194,8 +194,10 @@ def read_market(
     path = Path(path)
     if path.is_dir(): return Market.read(path)
     frame, said = read_table(path)
-    if not set(TABLES["choices"].required) <= set(frame.columns): return Market.from_csv(path)
-    market = Market.admitted(path.name.split(".")[0], {"choices": (frame, path.name, path.suffix != ".parquet")})
+    name = path.name.split(".")[0]
+    table = "choices" if set(TABLES["choices"].required) <= set(frame.columns) else name
+    if table not in TABLES or table == "transactions": return Market.from_csv(path)
+    market = Market.admitted(name, {table: (frame, path.name, path.suffix != ".parquet")})
     market.notes = [(path.name, "", s, 0) for s in said] + market.notes
     return market
 

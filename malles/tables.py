@@ -130,15 +130,17 @@ def read_csv(
     names, sep = header(text, sep)
     notes = [note] if note else []
     if sep != ",": notes.append(f"fields are separated by {sep!r}")
+    if any(re.fullmatch(r"[+-]?[\d.,:/-]+", n) for n in names): raise MarketError(f"{file}: the first line holds {names[0]!r}, ..., {names[-1]!r}: a row of names is missing; expected names like time, product_id, quantity")
     doubles = sorted({n for n in names if n and names.count(n) > 1})
     if doubles: raise MarketError(f"{file}: column {doubles[0]!r} appears more than once; expected each name once")
     try:
-        frame = pd.read_csv(io.StringIO(text), sep=sep, dtype=str, keep_default_na=False, na_values=MISSING, skip_blank_lines=True, index_col=False, on_bad_lines="error")
+        frame = pd.read_csv(io.StringIO(text), sep=sep, dtype=str, keep_default_na=False, na_values=MISSING, on_bad_lines="error")
     except pd.errors.ParserError as e:
         at = re.search(r"line (\d+), saw (\d+)", str(e))
         why = f"row {int(at[1]) - 1} has {at[2]} fields, expected {len(names)} (an unquoted {sep!r} in a name?)" if at else str(e).split("C error: ")[-1]
         raise MarketError(f"{file}: {why}") from None
     except Exception as e: raise MarketError(f"{file}: cannot be read as csv ({e})") from None
+    if not isinstance(frame.index, pd.RangeIndex): raise MarketError(f"{file}: row 1 has {len(names) + frame.index.nlevels} fields, expected {len(names)} (an unquoted {sep!r} in a name, or one too many at the end?)")
     frame.columns = [str(c).strip() for c in frame.columns]
     unnamed = [c for c in frame.columns if c.startswith("Unnamed: ")]
     if unnamed: notes.append(f"{len(unnamed)} column(s) without a name ignored")
