@@ -88,7 +88,6 @@ def paid_prices(
 def split_trips(
     market:Market,
     occasions:Occasions,
-    seed:int=0,
 )->dict:
     "Do neighbouring rows look like one trip?"
     out = dict(trap="units of one trip as separate rows", found=False, size=np.nan, by_chance=np.nan, evidence="no neighbouring occasions with prices", remedy="")
@@ -99,21 +98,21 @@ def split_trips(
         return out | dict(found=share > .01, size=share, evidence=f"{share:.1%} of lines repeat a customer, time and product", remedy="such lines are added up to one purchase" if share > .01 else "")
     L, N = occasions.log, len(occasions.log.offsets) - 1
     if "price" not in L.alternative or N < 2: return out
-    whole, product = occasions.whole(), chosen_product(occasions.whole())
-    _, vector = np.unique(np.nan_to_num(whole.price, nan=-1.), axis=0, return_inverse=True)
-    group = L.occasion["past_start"]
-    def repeats(order):
-        same = group[order][1:] == group[order][:-1]
-        equal = same & (vector[order][1:] == vector[order][:-1])
-        again = product[order][1:] == product[order][:-1]
-        return (equal & again).sum() / max(same.sum(), 1), same.sum()
-    share, pairs = repeats(np.arange(N))
-    by_chance = repeats(np.lexsort((np.random.default_rng(seed).random(N), group)))[0]
-    found = pairs >= 50 and share > .02 and share > 1.5 * by_chance
-    return out | dict(found=bool(found), size=float(share), by_chance=float(by_chance), remedy="they count as separate decisions here: read intervals, which are clustered by customer, not counts" if found else "",
-        evidence=f"{share:.1%} of neighbouring occasions of a household repeat product and all prices; {by_chance:.1%} of shuffled ones do")
+    whole, group, time = occasions.whole(), L.occasion["past_start"], L.occasion["time"]
+    shelf = np.hstack([whole.alternative(k) for k, v in L.alternative.items() if k not in ("product", "bought") and v.dtype.kind in "fiub"])
+    _, shelf = np.unique(np.nan_to_num(shelf, nan=-1.), axis=0, return_inverse=True)
+    product = chosen_product(whole)
+    neighbours = group[1:] == group[:-1]
+    equal = neighbours & (shelf[1:] == shelf[:-1])
+    if time.dtype.kind == "M": equal &= time[1:] == time[:-1]
+    again = product[1:] == product[:-1]
+    if equal.sum() < 20: return out | dict(size=float(equal.sum() / max(neighbours.sum(), 1)), evidence=f"{equal.sum()} of {neighbours.sum():,} neighbouring occasions of a household see the same shelf")
+    a, b = again[equal].mean(), again[neighbours & ~equal].mean()
+    found = a - b > .15
+    return out | dict(found=bool(found), size=float(a), by_chance=float(b), remedy="they count as separate decisions here: read the intervals, which are clustered by customer, not the counts" if found else "",
+        evidence=f"{equal.sum() / neighbours.sum():.1%} of neighbouring occasions of a household see the same shelf; {a:.0%} of them repeat the product, {b:.0%} of the others do")
 
-# %% ../nbs/07_traps.ipynb #811127e2
+# %% ../nbs/07_traps.ipynb #8bd6b131
 def same_day_counts(
     market:Market,
     occasions:Occasions,
@@ -136,7 +135,7 @@ def same_day_counts(
     return dict(trap="same-day counts", found=found, size=size, by_chance=np.nan, evidence="; ".join(evidence) or "none",
         remedy="columns that tell are not read by any model" if found else ("prices and availability come from earlier days" if np.isfinite(size) else ""))
 
-# %% ../nbs/07_traps.ipynb #8692b6ea
+# %% ../nbs/07_traps.ipynb #8e8600f9
 @dataclass(frozen=True)
 class Leaks:
     "What a search for traps found in a market."
@@ -167,6 +166,6 @@ def leaks(
     ordered = occasions if market.ordered else None  # an order that is declared meaningless cannot mislead
     table = [sorted_by_outcome(ordered, seed) if ordered is not None else dict(trap="sorted by outcome", found=True, size=np.nan, by_chance=np.nan, evidence="the market says that its order is not time", remedy="each past is shuffled"),
              paid_prices(occasions, seed) if market.choices is not None else dict(trap="paid prices", found=False, size=np.nan, by_chance=np.nan, evidence="sets are built here, with prices of earlier days", remedy=""),
-             split_trips(market, occasions, seed), same_day_counts(market, occasions)]
+             split_trips(market, occasions), same_day_counts(market, occasions)]
     dated = market.choices is not None and market.transactions is not None and market.choices.time.dtype.kind == "M"
     return Leaks(market.name, pd.DataFrame(table), dated)
