@@ -46,7 +46,7 @@ def check_rest(
         else:
             values = entry.frame[column]
             if entry.text: values = infer(values)
-            if values.dtype == object and values.map(lambda v: v is None or isinstance(v, str) or v != v, na_action="ignore").all(): values = values.astype("str")
+            if values.dtype == object and all(isinstance(v, str) or v is None or (isinstance(v, float) and v != v) for v in values): values = values.astype("str")
             if values.dtype == object and not values.map(lambda v: isinstance(v, (list, dict, np.ndarray, tuple)), na_action="ignore").any():
                 entry.note(column, "holds values of several types: kept as text")
                 values = values.map(str, na_action="ignore").astype("str")

@@ -29,14 +29,15 @@ def unknown_customers(
     "Makes identifiers that mean nobody missing."
     counts = customer.value_counts()
     nobody = {str(u) for u in unknown} | {c for c in counts.index if NAMELESS.fullmatch(c)}
-    said = []
+    said, counted = [], counts
+    counts = counts[~counts.index.isin(nobody)]
     if len(counts) > 2:
         top, rest = counts.index[0], counts.iloc[1]
-        if top not in nobody and counts.iloc[0] > 10 * rest and counts.iloc[0] > .02 * len(customer):
+        if counts.iloc[0] > 10 * rest and counts.iloc[0] > .02 * len(customer):
             if re.fullmatch(r"-?0+|-1|9{3,}|1{4,}", top): nobody.add(top)
             else: said.append(f"customer {top!r} has {counts.iloc[0] / len(customer):.0%} of the lines, more than ten times the next: if it means nobody, pass unknown=({top!r},)")
     hit = customer.isin(nobody)
-    if hit.any(): said.append(f"{hit.sum():,} lines of {', '.join(map(repr, sorted(nobody & set(counts.index))[:3]))} have no known customer")
+    if hit.any(): said.append(f"{hit.sum():,} lines of {', '.join(map(repr, sorted(nobody & set(counted.index))[:3]))} have no known customer")
     return customer.mask(hit), said
 
 # %% ../nbs/00bb_cleaning.ipynb #e831c634
@@ -80,10 +81,16 @@ def replaced_codes(
     lines:pd.DataFrame, # product_id, name, time
 )->pd.DataFrame:        # old, new, name, last (of the old), first (of the new)
     "Pairs of codes with one name, the second starting after the first has stopped."
-    span = lines.dropna(subset=["product_id", "name"]).groupby(["name", "product_id"], sort=False).time.agg(first="min", last="max").reset_index().sort_values(["name", "first", "last"])
-    after = span.groupby("name").shift(-1)
-    pairs = pd.DataFrame(dict(old=span.product_id, new=after.product_id, name=span.name, last=span["last"], first=after["first"]))
-    return pairs[pairs.new.notna() & (pairs["last"] < pairs["first"])].reset_index(drop=True)
+    lines = lines.dropna(subset=["product_id", "name"])
+    count = lines.groupby(["product_id", "name"], sort=False).size().rename("lines").reset_index().sort_values("lines", ascending=False, kind="stable").drop_duplicates("product_id")
+    count = count[count.name.str.count(r"\w") >= 4]                      # '?' and 'tax' name no product
+    count = count[count.groupby("name").name.transform("size") == 2]   # one stops, one starts
+    dates = lines.groupby("product_id", sort=False).time.agg(first="min", last="max")
+    span = count.join(dates, on="product_id").sort_values(["name", "first", "last"])
+    after = span.groupby("name")[["product_id", "first", "lines"]].shift(-1)
+    pairs = pd.DataFrame(dict(old=span.product_id, new=after.product_id, name=span.name, last=span["last"], first=after["first"], lines=np.fmin(span.lines, after.lines)))
+    pairs = pairs[pairs.new.notna() & (pairs["last"] < pairs["first"])]
+    return pairs.sort_values("lines", ascending=False, kind="stable").drop(columns="lines").reset_index(drop=True)
 
 def follow(
     replaced:dict, # old code -> new code

@@ -20,7 +20,7 @@ from .checks import as_times
 
 # %% ../nbs/00b_foreign.ipynb #933b3ddf
 WORDS = {role: tuple(words.split()) for role, words in dict(
-    time="time date datetime timestamp day transactiondate transactiontime orderdate invoicedate saledate salesdate purchasedate orderts datum zeitpunkt belegdatum kaufdatum bestelldatum fecha fechaventa data datavendita dataora datavenda jour datevente dateachat dateheure transactiontimestamp createdat purchasedat",
+    time="time date dt datetime timestamp day transactiondate transactiontime orderdate invoicedate saledate salesdate purchasedate orderts datum zeitpunkt belegdatum kaufdatum bestelldatum fecha fechaventa data datavendita dataora datavenda jour datevente dateachat dateheure transactiontimestamp createdat purchasedat",
     clock="time clock hour uhrzeit zeit heure hora ora tijd timeofday transactiontime",
     product_id="productid product productcode sku item itemid itemcode itemnumber itemno article articleid articleno articlenumber stockcode upc ean gtin barcode plu material materialnumber artikel artikelnummer artikelnr artnr produkt produktnummer produit codeproduit codearticle reference producto codigoproducto codigo articulo prodotto codiceprodotto codice articolo produto productnummer artikelcode",
     quantity="quantity qty units unit pieces pcs count numitems unitssold menge anzahl stueck stuck stk quantite qte nombre cantidad unidades quantita qta pezzi quantidade aantal volume orderqty orderquantity salesquantity",
@@ -131,6 +131,9 @@ def guess_columns(
         if len(best) > 1 and (role in NEEDED or role in ("quantity", "unit_price", "customer_id", "total")):
             raise MarketError(f"{file}: column {best[0]!r} or {best[1]!r} may be the {role}; pass columns={{{role!r}: {best[0]!r}}} (or None for neither)")
         if best: found[role] = best[0]; taken.add(best[0])
+    if found.get("time") is None and "time" not in given:
+        dated = [c for c in frame if c not in taken and head[c].astype(str).str.match(r"^\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}").mean() > .9]
+        if len(dated) == 1: found["time"] = dated[0]
     missing = [r for r in NEEDED if found.get(r) is None]
     if missing: raise MarketError(f"{file}: no column looks like the {missing[0]}; found {', '.join(map(str, frame.columns[:20]))}; pass columns={{{missing[0]!r}: 'its name'}}")
     if found.get("quantity") is None and (found.get("unit_price") is None or found.get("total") is None):

@@ -112,7 +112,7 @@ def choice_verdicts(market)->tuple[list, dict]: # Verdicts, facts
 
 def beside_verdicts(market)->list: # Verdicts
     "What promotions, costs, stock and dialogues add."
-    flags = [(n, c, f[c]) for n, f in (("choices", market.choices), ("transactions", market.transactions)) if f is not None for c in ("discount", "display", "feature") if c in f]
+    flags = [(n, c, f[c]) for n, f in (("choices", market.choices), ("transactions", market.transactions), ("demand", market.demand)) if f is not None for c in ("discount", "display", "feature", "deal") if c in f]
     active = [f"{n}.{c} on {(v.fillna(0) != 0).mean():.0%} of the rows" for n, c, v in flags if pd.api.types.is_numeric_dtype(v)]
     promoted = market.promotions is not None and len(market.promotions)
     why = "; ".join(active + ([f"{len(market.promotions):,} promotions on record"] if promoted else [])) or "no discount, display, feature, and no table of promotions"
@@ -122,7 +122,10 @@ def beside_verdicts(market)->list: # Verdicts
     stock = market.stock
     out.append(Verdict("what was out of stock", "no" if stock is None else "yes", "no stock: add stock.csv (product_id, valid_from, stock)" if stock is None else f"stock of {stock.product_id.nunique():,} products"))
     if market.dialogues is not None: out.append(Verdict("how people bargain", "yes", f"{len(market.dialogues):,} dialogues"))
-    if market.demand is not None: out.append(Verdict("demand of stores", "yes", f"{len(market.demand):,} rows of store-level sales"))
+    if market.demand is not None:
+        sales = market.demand.rename(columns=dict(brand="product_id", week="time", store="store_id"))
+        out.append(Verdict("demand of stores", "yes", f"{len(sales):,} rows of store-level sales"))
+        if {"product_id", "time", "price"} <= set(sales): out += [Verdict(f"{v.question} (demand)", v.answer, v.why) for v in price_verdict(sales, {})]
     return out
 
 def log_report(
