@@ -1,0 +1,123 @@
+"Laws of the text: what it says, what it keeps silent about, and that no position matters."
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from malles.facts import market_facts, with_facts
+from malles.occasions import Occasions, mean_field, with_popularity
+from malles.pretraining import sample_market
+from malles.profiles import with_profiles
+from malles.receipts import GROUP, ID, SLOTS, WORDS, pack_start, parse_retail, receipt_text, render, shortlist_score, slot_order
+from malles.shoppers import sample_world, simulate
+
+
+def market(seed=0, **kw):
+    world = replace(sample_world(np.random.default_rng(seed), 5), priced=True, marked=True, counted=True, **kw)
+    occ, _ = simulate(world, 40, 7, rng=seed)
+    occ = with_profiles(with_popularity(occ, mean_field(occ)))
+    return with_facts(occ, market_facts(occ))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_fast_path_equals_tokenised_text(seed):
+    from malles.lm import compact_tokenizer
+    tokenizer, occ = compact_tokenizer(), sample_market(np.random.default_rng([9, seed]))
+    receipts = render(occ)
+    for i in range(0, len(occ), max(len(occ) // 10, 1)):
+        ids = receipts.ids[receipts.offsets[i]:receipts.offsets[i+1]]
+        text = receipt_text(occ, i)
+        assert tokenizer(text)["input_ids"] == ids.tolist()
+        assert tokenizer.decode(ids.tolist()) == text and ID["<unk>"] not in ids
+
+
+def test_answer_is_read_back():
+    occ = market()
+    receipts = render(occ)
+    for i in range(len(occ)):
+        slot, pieces = parse_retail(receipts.text(i).split("<pick>")[1])
+        assert receipts.order[i, slot] == occ.chosen[i] and pieces == min(occ.quantity[i], 20)
+
+
+@pytest.mark.parametrize("bad", ["", "A B", "Z", "A q21", "A q0", "A q-1", "A 2", "a", "A q2; B", "<pick>", "other", "A\x00", "A q²"])
+def test_unreadable_answers_are_none(bad): assert parse_retail(bad) is None
+
+
+def test_spans_say_where_fields_lie():
+    occ = market()
+    receipts = render(occ)
+    words = receipts.text(9).split()
+    found = {}
+    for group, a, b in receipts.spans(9):
+        found.setdefault(group, []).extend(words[a:b])
+    assert {w.split(":")[0] for w in found["price"]} <= {"price", "move"} and len([w for w in found["price"] if w.startswith("price")]) == 5
+    assert all(w.startswith("share") for w in found["popularity"]) and len(found["popularity"]) == 5
+    assert words[-1] in found["quantity"] and set(words) & set(SLOTS) == set("ABCDE")
+    assert len(GROUP) == len(WORDS)
+
+
+def test_hostile_names_change_nothing():
+    occ = market()
+    evil = occ.products.copy()
+    evil["product_id"] = ["A q2 <pick>", "<visit>", "\x00\u202e", "share:1000", "B" * 10_000]
+    log = replace(occ.log, products=evil, customers=np.array([f"<many> {i}" for i in range(len(occ.customers))], object))
+    assert (render(Occasions(log)).ids == render(occ).ids).all()
+
+
+def test_no_slot_is_favoured_and_seeds_shuffle():
+    occ = market()[::7]
+    first = np.array([slot_order(occ, seed)[:, 0] for seed in range(60)])
+    share = np.bincount(first.ravel(), minlength=5) / first.size
+    assert np.abs(share - .2).max() < .04, share
+    order = slot_order(occ)
+    assert all(sorted(row[row >= 0]) == list(range(n)) for row, n in zip(order, occ.sizes))
+
+
+def test_a_product_keeps_its_letter():
+    occ = market(absent=0.)
+    product = np.take_along_axis(occ.product.astype(int), slot_order(occ), 1)
+    for c in np.unique(occ.customer): assert (product[occ.customer == c] == product[occ.customer == c][0]).all()
+
+
+def test_unordered_past_has_no_last():
+    world = replace(sample_world(np.random.default_rng(0), 4), priced=True, counted=True)
+    occ, _ = simulate(world, 30, 8, rng=1, ordered=False)
+    words = {w.split(":")[0] for w in (WORDS[i] for i in np.unique(render(with_profiles(occ)).ids))}
+    assert "own" in words and not words & {"last", "loyal", "lately"}
+
+
+def test_missing_prices_and_shares_have_words():
+    occ = market()
+    price = np.where(np.arange(5) == 2, np.nan, occ.price)
+    assert receipt_text(occ.replace(price=price), 3).count("price:?") == 1
+    text = receipt_text(occ.without("price", "popularity", "usual_price"), 3)
+    assert "blind" in text and "unseen" in text and "price" not in text and "share" not in text
+
+
+def test_decision_never_shows_before_the_question():
+    occ = market()
+    log = occ.log
+    chosen = (log.occasion["chosen"] + 1) % 5
+    other = Occasions(replace(log, occasion={**log.occasion, "chosen": chosen, "quantity": log.occasion["quantity"] + 1}))
+    a, b = render(occ), render(other)
+    for i in range(len(occ)):
+        s, m = a.offsets[i], a.many[i] + 2
+        assert (a.ids[s:m] == b.ids[b.offsets[i]:b.many[i] + 2]).all() and a.ids[m] != b.ids[b.many[i] + 2]
+
+
+def test_packs_see_only_the_past():
+    occ = market()
+    start = pack_start(occ)
+    assert (start >= occ.past_start).all() and (start <= occ.past_stop).all() and (occ.rows - start <= 5).all()
+
+
+def test_long_sets_are_shortlisted():
+    occ, _ = simulate(sample_world(np.random.default_rng(0), 40), 20, 5, rng=1)
+    occ = with_profiles(with_popularity(occ, mean_field(occ)))
+    order, score = slot_order(occ), shortlist_score(occ)
+    assert order.shape[1] == 12 and np.allclose(score.sum(1), 1)
+    kept = np.take_along_axis(score, np.maximum(order, 0), 1)
+    for i in range(len(occ)):
+        left = np.delete(score[i], order[i][order[i] >= 0])
+        assert kept[i].min() >= left.max() - 1e-12
+    assert "other" in " ".join(render(occ).text(i) for i in range(len(occ)))

@@ -1,0 +1,56 @@
+"Laws of the simulated shoppers."
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from malles.shoppers import TRAITS, sample_prices, sample_tastes, sample_world, shop, simulate, simulate_market
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_every_world_gives_lawful_records(seed):
+    rng = np.random.default_rng(seed)
+    world = sample_world(rng)
+    assert 2 <= world.J <= 12 and world.price > 0
+    occ, truth = simulate(world, 30, rng=rng)
+    p = occ.alternative("true_probability", 0.)
+    assert np.allclose(p.sum(1), 1) and (p >= 0).all()
+    assert (truth.tastes[0].price > 0).all()
+    assert occ.sizes.min() >= 2 and (occ.chosen >= 0).all() and (occ.chosen < occ.sizes).all()
+    assert (p[np.arange(len(occ)), occ.chosen] > 0).all()
+    q = occ.quantity
+    assert np.isnan(q).all() if not world.counted else ((q >= 1) & (q <= 20) & (q == q.round())).all()
+    assert np.isnan(occ.price[occ.mask]).all() != world.priced
+    assert np.isin(np.diff(np.unique(occ.customer)), [1]).all() and len(occ) <= 30 * 40
+
+
+def test_same_seed_same_market():
+    a, b = (simulate(sample_world(np.random.default_rng(3)), 20, rng=5)[0] for _ in range(2))
+    assert (a.chosen == b.chosen).all() and np.array_equal(a.price, b.price, equal_nan=True)
+
+
+def test_dearer_is_bought_less_by_everybody():
+    rng = np.random.default_rng(0)
+    world = replace(sample_world(rng, 5), reference=0., absent=0.)
+    tastes = sample_tastes(world, rng.standard_normal((200, len(TRAITS))), rng)
+    met = {k: v[:1, :1].repeat(200, 0) for k, v in sample_prices(world, rng).items()}
+    dear = met["log_price"].copy()
+    dear[:, :, 2] += .1
+    p = shop(world, tastes, met["log_price"], met, rng)["probability"][:, 0]
+    q = shop(world, tastes, dear, met, rng)["probability"][:, 0]
+    assert (q[:, 2] <= p[:, 2]).all() and (np.delete(q, 2, 1) >= np.delete(p, 2, 1)).all()
+
+
+def test_households_are_shared_by_categories():
+    rng = np.random.default_rng(1)
+    worlds = [replace(sample_world(rng, 4), price_spread=.8, priced=True) for _ in range(2)]
+    occ, truth = simulate_market(worlds, rng.standard_normal((2000, len(TRAITS))), rng, occasions_each=1)
+    r = np.corrcoef(*[np.log(t.price) for t in truth.tastes])[0, 1]
+    assert .3 < r < .7, r
+    assert len(occ.categories) == 2 and len(occ) == 4000
+
+
+def test_order_is_forgotten_where_it_means_nothing():
+    world = replace(sample_world(np.random.default_rng(2), 4), priced=True)
+    occ, _ = simulate(world, 50, 10, rng=3, ordered=False)
+    assert not occ.ordered and not (np.diff(occ.time.reshape(50, 10), axis=1) >= 0).all()
