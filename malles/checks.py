@@ -187,13 +187,13 @@ def check_price(
     entry:Entry, # The table
     column:str,  # Which column
 ):
-    "A price is positive or missing; a million times the median is a slip."
+    "A price is positive or missing; a million times the median, or a millionth of it, is a slip."
     check_number(entry, column, above=0)
     values = entry.frame[column].to_numpy(float)
     known = ~entry.out & ~np.isnan(values)
     if not known.any(): return
     middle = np.median(values[known])
-    with np.errstate(invalid="ignore"): entry.aside(values > 1e6 * middle, column, f"absurdly large (a million times the median {middle:g})")
+    with np.errstate(invalid="ignore"): entry.aside(values > 1e6 * middle, column, f"absurdly large (a million times the median {middle:g})"); entry.aside(values < 1e-6 * middle, column, f"absurdly small (a millionth of the median {middle:g})")
 
 # %% ../nbs/00ab_checks.ipynb #bfc1212c
 SLASHED = r"^(\d{1,2})[/.\-](\d{1,2})[/.\-](\d{4}|\d{2})(?:[ T,]+(\d{1,2}:\d{2}.*))?$"

@@ -17,7 +17,7 @@ import pandas as pd
 # %% ../nbs/00bb_cleaning.ipynb #add332bb
 from .tables import MarketError, read_table
 from .checks import Entry, as_ids, as_numbers, as_times
-from .foreign import NUMERIC, decimal_mark, grows_with_quantity, guess_columns, number
+from .foreign import NUMERIC, WORDS, decimal_mark, grows_with_quantity, guess_columns, number
 
 # %% ../nbs/00bb_cleaning.ipynb #c9cfd19a
 NAMELESS = re.compile(r"(?i)unknown|anonym\w*|guest|gast|cash|walk-?in|none|null|n/?a|na|nan|no ?card|inconnu|desconocido|sconosciuto|unbekannt|\?+|-+|\.")
@@ -111,6 +111,8 @@ def money(entry, roles, said):
     frame = entry.frame
     q = as_numbers(frame.quantity)[0]
     value = {r: as_numbers(frame[r])[0] for r in ("unit_price", "total") if r in frame}
+    q, *value_ = (np.where(np.abs(v) < 1e9, v, np.nan) for v in (q, *value.values())) # slips teach nothing
+    value = dict(zip(value, value_))
     if len(value) == 2:
         with np.errstate(invalid="ignore"): product = np.abs(q * value["unit_price"] - value["total"]) <= .01 * np.abs(value["total"]) + .011
         known = ~np.isnan(q * value["unit_price"] * value["total"])
@@ -123,9 +125,12 @@ def money(entry, roles, said):
     total = share > .5 if n >= 20 and abs(share - .5) > .3 else role == "total"
     why = f"{share:.0%} of {n:,} comparable lines grow with the quantity" if n else "by its name; no product is sold in several quantities"
     said.append(f"{roles[role]!r} is taken for the {'line total' if total else 'price of a unit'} ({why})")
-    if not total: frame["unit_price"] = value[role] if role == "total" else frame["unit_price"]; return
-    frame["total"] = value[role]
-    with np.errstate(divide="ignore", invalid="ignore"): frame["unit_price"] = np.where(q != 0, value[role] / q, np.nan)
+    wrong = as_numbers(frame[role])[1]
+    entry.aside(wrong, role, "expected a number")
+    if not total: frame["unit_price"] = frame[role]
+    else:
+        frame["total"] = as_numbers(frame[role])[0]
+        with np.errstate(all="ignore"): frame["unit_price"] = np.where(q != 0, value[role] / q, np.nan)
     entry.raw["unit_price"] = entry.raw[role]
 
 def read_log(
@@ -144,7 +149,7 @@ def read_log(
     if not len(raw): raise MarketError(f"{file}: has no rows; expected one row per receipt line")
     if quantity is not None: raw["quantity"] = str(quantity)
     roles = guess_columns(raw, columns, file)
-    frame = raw.rename(columns={c: f"{c} (source)" for c in raw if c in roles and c not in roles.values()}).rename(columns={c: r for r, c in roles.items()})
+    frame = raw.rename(columns={c: f"{c} (source)" for c in raw if c in WORDS and c not in roles.values()}).rename(columns={c: r for r, c in roles.items()})
     texts = {roles[r]: frame[r].dropna().astype(str).unique() for r in NUMERIC if r in frame and not pd.api.types.is_numeric_dtype(frame[r])}
     mark = decimal or decimal_mark(texts, file)
     if texts: said.append(f"decimals are written with {mark!r}")
@@ -154,7 +159,8 @@ def read_log(
     if "clock" in frame:
         frame["time"] = (frame["time"].astype(str).str.strip().str.split(" ").str[0] + " " + frame.pop("clock").fillna("00:00").astype(str)).where(frame["time"].notna())
         original = original.drop(columns="clock")
-    said = [f"{r}: column {c!r}" for r, c in roles.items()] + said
+    odd = [c for c in raw if c in WORDS and c not in roles.values() and c not in (columns or {})]
+    said = [f"{r}: column {c!r}" for r, c in roles.items()] + [f"column {c!r} does not look like a {c}: kept as '{c} (source)'" for c in odd] + said
     if "quantity" not in frame:
         a, b = as_numbers(frame.total)[0], as_numbers(frame.unit_price)[0]
         with np.errstate(all="ignore"): frame["quantity"] = np.where(np.abs(a / b - np.round(a / b)) < .02, np.round(a / b), np.nan)

@@ -18,6 +18,9 @@ import pandas as pd
 # %% ../nbs/00a_tables.ipynb #6511c25e
 class MarketError(ValueError):
     "The records cannot be used as they are; the message names the file, the column and the row."
+    def __init__(self, text:str):
+        line = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+        super().__init__(line if len(line) < 700 else line[:600] + " ... " + line[-90:])
 
 # %% ../nbs/00a_tables.ipynb #2b1c738b
 @dataclass(frozen=True)
