@@ -13,7 +13,7 @@ import json, os
 import numpy as np
 
 # %% ../nbs/11_lm.ipynb #e200b40d
-from .receipts import WORDS
+from .words import WORDS
 
 # %% ../nbs/11_lm.ipynb #c735f2f0
 def compact_tokenizer():

@@ -6,10 +6,11 @@ import pytest
 
 from malles.facts import market_facts, with_facts
 from malles.occasions import Occasions, mean_field, with_popularity
-from malles.pretraining import sample_market
+from malles.texts import sample_market
 from malles.profiles import with_profiles
-from malles.receipts import GROUP, ID, SLOTS, WORDS, pack_start, parse_retail, receipt_text, render, shortlist_score, slot_order
+from malles.receipts import pack_start, receipt_text, render, shortlist_score, slot_order
 from malles.shoppers import sample_world, simulate
+from malles.words import GROUP, ID, SLOTS, WORDS, parse_retail
 
 
 def market(seed=0, **kw):

@@ -4,7 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from malles.shoppers import TRAITS, sample_prices, sample_tastes, sample_world, shop, simulate, simulate_market
+from malles.shoppers import shop, simulate, simulate_market
+from malles.worlds import TRAITS, sample_prices, sample_tastes, sample_world
 
 
 @pytest.mark.parametrize("seed", range(25))
