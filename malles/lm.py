@@ -45,13 +45,18 @@ class LM:
     ):
         "Load weights and tokenizer."
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
         folder = WEIGHTS/name if (WEIGHTS/name).is_dir() else Path(name)
         local = folder.is_dir() or os.environ.get("HF_HUB_OFFLINE") == "1"
         if folder.is_dir() and not list(folder.glob("*.safetensors")):
             raise FileNotFoundError(f"no *.safetensors in {folder.name}: only safetensors weights are loaded, save them with save_pretrained")
         where = str(folder) if folder.is_dir() else name
         safe = dict(trust_remote_code=False, local_files_only=local)
-        model = AutoModelForCausalLM.from_pretrained(where, use_safetensors=True, dtype=dtype, **safe)
+        shown = logging.is_progress_bar_enabled()
+        if folder.is_dir(): logging.disable_progress_bar()             # a megabyte needs no bar
+        try: model = AutoModelForCausalLM.from_pretrained(where, use_safetensors=True, dtype=dtype, **safe)
+        finally:
+            if shown: logging.enable_progress_bar()
         card = json.loads((folder/"card.json").read_text()) if (folder/"card.json").exists() else None
         return cls(model, AutoTokenizer.from_pretrained(where, **safe), folder.name, card)
 

@@ -159,7 +159,7 @@ library_name: transformers
 ---
 # nano
 
-A causal language model of {parameters:,} parameters that reads receipts in malles' compact dialect (see `nbs/10_receipts.ipynb`)
+A causal language model of {parameters:,} parameters that reads receipts in malles' compact dialect (see `nbs/10b_receipts.ipynb`)
 and gives exact probabilities for what a household buys next and how many pieces.
 
 - **Data**: simulated shoppers only (`malles.shoppers`, seeds {seed}/0 to {seed}/{step}; about {tokens:,} tokens). No real record. Folds: none.
@@ -173,6 +173,7 @@ def export(model, recipe:Recipe, step:int, folder)->Path:
     from transformers.utils import logging
     logging.disable_progress_bar()
     model.save_pretrained(folder); compact_tokenizer().save_pretrained(folder)
+    (folder/"model.safetensors").chmod(0o644)
     size = sum(p.numel() for p in model.parameters())
     (folder/"README.md").write_text(CARD.format(parameters=size, step=step, tokens=step * recipe.tokens, **{k: getattr(recipe, k) for k in ("seed", "steps", "width", "layers")}))
     digest = hashlib.sha256((folder/"model.safetensors").read_bytes()).hexdigest()

@@ -1,0 +1,214 @@
+"Laws of the language model: exact, the same alone and together, resumed to the bit, loaded safely."
+from dataclasses import replace
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from malles.elicitation import LMChoice, packs, read_packs
+from malles.facts import market_facts
+from malles.lm import LM, WEIGHTS
+from malles.occasions import Occasions, mean_field, with_popularity
+from malles.pretraining import Recipe, export, new_model, pretrain
+from malles.profiles import with_profiles
+from malles.texts import sample_market, sample_texts
+from malles.words import ID, WORDS
+from malles.shoppers import sample_world, simulate
+
+TINY = Recipe(width=32, layers=2, heads=2, inner=64, steps=8, tokens=1200, warmup=2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory): return export(new_model(TINY), TINY, 0, tmp_path_factory.mktemp("tiny")/"tiny")
+
+
+@pytest.fixture(scope="module")
+def lm(folder): return LM.from_pretrained(folder)
+
+
+def market(seed=0, n=6, J=4, **kw):
+    world = replace(sample_world(np.random.default_rng(seed), J), priced=True, counted=True, **kw)
+    occ, _ = simulate(world, 25, n, rng=seed)
+    return with_profiles(with_popularity(occ, mean_field(occ)))
+
+
+def test_options_are_scored_exactly(lm):
+    import torch
+    prompt = "<visit> past:0 share:320 A share:620 B <many> <pick>"
+    p = lm.score(prompt, ["A q2", "B", "other"])
+    def logp(text):
+        ids, k = lm.tokenizer(prompt + " " + text, return_tensors="pt")["input_ids"], len(prompt.split())
+        with torch.no_grad(): l = lm.model(ids).logits.log_softmax(-1)[0]
+        return sum(float(l[i-1, ids[0, i]]) for i in range(k, ids.shape[1]))
+    q = np.exp([logp(o) for o in ("A q2", "B", "other")])
+    assert abs(p.sum() - 1) < 1e-6 and np.allclose(p, q / q.sum(), atol=1e-6)
+    with pytest.raises(ValueError, match="at least one token"): lm.score(prompt, ["A", ""])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_probabilities_sum_to_one(lm, seed):
+    occ = sample_market(np.random.default_rng([5, seed]))
+    p = LMChoice(lm).predict(occ)
+    assert np.allclose(p.choice.sum(1), 1, atol=1e-6) and (p.choice[~occ.mask] == 0).all() and (p.choice[occ.mask] > 0).all()
+    assert p.quantity.shape == (len(occ), 1, 20) and np.allclose(p.quantity.sum(2), 1, atol=1e-6)
+
+
+def test_alone_together_and_in_any_batch(lm):
+    occ, model = market(), LMChoice(lm)
+    together = model.predict(occ)
+    some = np.random.default_rng(0).choice(len(occ), 25, replace=False)
+    alone = [model.predict(occ[[i]]) for i in some]
+    assert max(np.abs(a.choice[0] - together.choice[i]).max() for a, i in zip(alone, some)) < 1e-5
+    assert max(np.abs(a.quantity[0] - together.quantity[i]).max() for a, i in zip(alone, some)) < 1e-5
+    texts, text, place, _ = packs(occ)
+    for budget in (1, 300, 10**6):
+        letters, _ = read_packs(lm, texts, text, place, budget)
+        if budget > 1: assert np.abs(letters - first).max() < 1e-4
+        first = letters
+
+
+def test_packed_reads_what_a_text_of_its_own_reads(lm):
+    occ, model = market(), LMChoice(lm)
+    same = occ.replace(price=occ.price)          # a what-if that changes nothing: a text of its own for each occasion
+    assert np.abs(model.predict(same).choice - model.predict(occ).choice).max() < 1e-5
+
+
+def test_packed_equals_the_plain_forward_pass(lm):
+    import torch
+    from malles.receipts import receipt_text
+    occ = market(n=1)
+    p, order = LMChoice(lm).predict(occ).choice, packs(occ)[3]
+    for i in range(5):
+        ids = lm.tokenizer(receipt_text(occ, i, answer=False), return_tensors="pt")["input_ids"]
+        with torch.no_grad(): l = lm.model(ids).logits[0, -1, ID["A"]:ID["A"]+4].softmax(0).numpy()
+        assert np.allclose(p[i][order[i][:4]], l, atol=1e-5)
+
+
+def test_outcome_and_future_do_not_leak(lm):
+    occ, model = market(), LMChoice(lm)
+    p = model.predict(occ)
+    at = 3
+    rows = np.flatnonzero((occ.rows - occ.past_start) >= at)
+    chosen, q = occ.log.occasion["chosen"].copy(), occ.log.occasion["quantity"].copy()
+    chosen[rows], q[rows] = (chosen[rows] + 1) % occ.sizes[rows], q[rows] % 20 + 1
+    log = replace(occ.log, occasion={**occ.log.occasion, "chosen": chosen.astype(np.int32), "quantity": q})
+    r = model.predict(with_profiles(Occasions(log)))
+    early = (occ.rows - occ.past_start) <= at
+    assert np.abs(p.choice[early] - r.choice[early]).max() < 1e-5 and np.abs(p.quantity[early] - r.quantity[early]).max() < 1e-5
+    assert np.abs(p.choice[~early] - r.choice[~early]).max() > 1e-4
+
+
+def test_visits_at_one_time_do_not_see_each_other(lm):
+    world = replace(sample_world(np.random.default_rng(0), 3), priced=True, counted=True)
+    occ, _ = simulate(world, 10, 4, rng=1)
+    log = occ.log
+    def at(chosen):
+        o = Occasions.from_arrays("ties", log.customers, log.categories, log.products, log.occasion["customer"], log.occasion["category"],
+            np.tile([0, 1, 1, 2], 10), log.offsets, log.alternative["product"], chosen, log.occasion["quantity"], {"price": log.alternative["price"]})
+        return with_profiles(o)
+    chosen = log.occasion["chosen"].copy()
+    a = at(chosen)
+    chosen[1::4] = (chosen[1::4] + 1) % np.diff(log.offsets)[1::4]
+    b = at(chosen)
+    p, r = (LMChoice(lm).predict(o).choice for o in (a, b))
+    assert np.abs(p[2::4] - r[2::4]).max() < 1e-6 and np.abs(p[3::4] - r[3::4]).max() > 1e-5
+
+
+def test_five_hundred_alternatives(lm):
+    occ = market(J=500, n=3, absent=0.)
+    p = LMChoice(lm).predict(occ[:20]).choice
+    assert p.shape == (20, 500) and np.allclose(p.sum(1), 1, atol=1e-6) and (p > 0).all()
+
+
+def test_empty_and_tiny_views(lm):
+    occ = market()
+    assert LMChoice(lm).predict(occ[:0]).choice.shape[0] == 0
+    assert LMChoice(lm).predict(occ[:1]).choice.shape == (1, 4)
+
+
+def test_averaging_over_orders_evens_out_the_slots(lm):
+    occ = market()[::6]
+    spread = lambda k: np.std([LMChoice(lm, orders=k, seed=100 * s).predict(occ).choice for s in range(4)], axis=0).mean()
+    assert spread(8) < .6 * spread(1)
+
+
+def test_shares_can_be_replaced(lm):
+    occ = market()
+    mu = mean_field(occ)
+    other = replace(mu, share=mu.share[::-1].copy())
+    a, b = LMChoice(lm).predict(occ, mu).choice, LMChoice(lm).predict(occ, other).choice
+    assert np.abs(a - LMChoice(lm).predict(occ).choice).max() < 1e-6 and np.abs(a - b).max() > 1e-4
+
+
+def test_fitting_reads_facts_and_changes_no_weight(lm):
+    occ, before = market(), {k: v.clone() for k, v in lm.model.state_dict().items()}
+    model = LMChoice(lm).fit(occ)
+    assert all((before[k] == v).all() for k, v in lm.model.state_dict().items())
+    assert np.isclose(model.facts.repeat, market_facts(occ).repeat, equal_nan=True).all()
+    assert LMChoice(lm, facts=False).fit(occ).facts is None
+
+
+def test_a_model_without_card_or_with_other_words_is_refused(folder, tmp_path):
+    lm = LM.from_pretrained(folder)
+    with pytest.raises(ValueError, match="card"): LMChoice(LM(lm.model, lm.tokenizer, "x"))
+    with pytest.raises(ValueError, match="other words"): LMChoice(LM(lm.model, lm.tokenizer, "x", {**lm.card, "words": "0"}))
+
+
+def test_only_safetensors_are_loaded(folder, tmp_path):
+    import shutil, torch
+    shutil.copytree(folder, tmp_path/"pickled")
+    (tmp_path/"pickled"/"model.safetensors").unlink()
+    torch.save({}, tmp_path/"pickled"/"pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match="safetensors"): LM.from_pretrained(tmp_path/"pickled")
+
+
+def test_data_depend_on_seed_and_step_alone():
+    a, b, c = sample_texts(1, 7, 1500), sample_texts(1, 7, 1500), sample_texts(1, 8, 1500)
+    assert all((x == y).all() for x, y in zip(a.ids, b.ids)) and (a.word == b.word).all()
+    assert len(a.ids) != len(c.ids) or any(len(x) != len(y) or (x != y).any() for x, y in zip(a.ids, c.ids))
+    for pack, position, word in zip(a.ask[:, 0], a.ask[:, 1], a.word):
+        said = WORDS[a.ids[pack][position]]
+        assert said in ("<pick>", "<many>") or len(said) == 1
+        if said == "<pick>": assert a.ids[pack][position + 1] == word
+
+
+def weights(path): return (pathlib.Path(path)/"weights"/"model.safetensors").read_bytes()
+
+
+def test_killed_and_resumed_ends_with_the_same_weights(tmp_path):
+    pretrain(tmp_path/"whole", TINY, every=3, progress=False)
+    settings = [f"--{k}={getattr(TINY, k)}" for k in ("width", "layers", "heads", "inner", "steps", "tokens", "warmup")]
+    command = [sys.executable, "-m", "malles.pretraining", "--out", str(tmp_path/"killed"), "--every", "2", *settings]
+    root = str(pathlib.Path(__file__).parents[1])
+    run = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": root}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log, begin = tmp_path/"killed"/"log.jsonl", time.time()
+    while not log.exists() and run.poll() is None and time.time() - begin < 120: time.sleep(.01)
+    run.send_signal(signal.SIGKILL); run.wait()
+    done = json.loads(log.read_text().splitlines()[-1])["step"]
+    assert done < TINY.steps, "it was not killed in time"
+    pretrain(tmp_path/"killed", TINY, every=2, progress=False)
+    assert weights(tmp_path/"whole") == weights(tmp_path/"killed")
+    with pytest.raises(ValueError, match="another recipe"): pretrain(tmp_path/"killed", replace(TINY, seed=1), progress=False)
+
+
+@pytest.mark.skipif(not (WEIGHTS/"nano"/"model.safetensors").exists(), reason="weights not shipped yet")
+def test_shipped_weights_are_what_their_card_says():
+    import hashlib
+    folder = WEIGHTS/"nano"
+    card = json.loads((folder/"card.json").read_text())
+    assert hashlib.sha256((folder/"model.safetensors").read_bytes()).hexdigest() == card["sha256"]
+    assert card["data"] == "simulated shoppers only" and sum(p.stat().st_size for p in folder.iterdir()) < 4e6
+    nano = LMChoice.nano()
+    losses = []
+    for k in range(6):
+        occ = sample_market(np.random.default_rng([10**6, k]))
+        p = nano.predict(occ).choice[np.arange(len(occ)), occ.chosen]
+        losses.append((-np.log(p).mean(), np.log(occ.sizes).mean()))
+    mine, uniform = np.mean(losses, 0)
+    assert mine < .9 * uniform, (mine, uniform)
