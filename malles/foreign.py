@@ -16,7 +16,7 @@ import pandas as pd
 
 # %% ../nbs/00b_foreign.ipynb #2ba447e3
 from .tables import MarketError, did_you_mean, plain
-from .checks import as_times
+from .times import as_times
 
 # %% ../nbs/00b_foreign.ipynb #933b3ddf
 WORDS = {role: tuple(words.split()) for role, words in dict(

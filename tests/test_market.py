@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from malles.asof import as_of, valid_row
-from malles.checks import as_ids, as_numbers, as_times, escape
-from malles.cleaning import follow
+from malles.times import as_times
+from malles.values import as_ids, as_numbers, escape
+from malles.returns import follow
 from malles.foreign import bare, decimal_mark, number
 from malles.market import Market, MarketError, check_log, fold_of, read_market
 
