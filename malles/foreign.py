@@ -134,6 +134,7 @@ def guess_columns(
     if found.get("time") is None and "time" not in given:
         dated = [c for c in frame if c not in taken and head[c].astype(str).str.match(r"^\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}").mean() > .9]
         if len(dated) == 1: found["time"] = dated[0]
+    if found.get("product_id") is None and "product_id" not in given and found.get("name"): found["product_id"] = found.pop("name") # names are the only codes
     missing = [r for r in NEEDED if found.get(r) is None]
     if missing: raise MarketError(f"{file}: no column looks like the {missing[0]}; found {', '.join(map(str, frame.columns[:20]))}; pass columns={{{missing[0]!r}: 'its name'}}")
     if found.get("quantity") is None and (found.get("unit_price") is None or found.get("total") is None):

@@ -137,6 +137,10 @@ class Market:
             entries[table] = admit(table, frame, file, text, products, name)
         market = cls(name, **{t: e.frame for t, e in entries.items()}, **settings)
         market.set_aside, market.notes = set_aside_table(entries.values()), [n for e in entries.values() for n in e.notes]
+        for table in ("transactions", "choices"):
+            if market.customers is None or table not in entries: continue
+            strangers = int((~entries[table].frame.customer_id.dropna().drop_duplicates().isin(market.customers.customer_id)).sum())
+            if strangers: market.notes.append((entries[table].file, "customer_id", "customers without a row in the customers table", strangers))
         if "choices" in tables and "time" not in tables["choices"][0]: market.ordered = False
         return market
 

@@ -282,3 +282,17 @@ def test_extra_columns_travel_along(tmp_path):
     c = Market.read(tmp_path).choices
     assert c["size"].dtype == "int64" and c.code.tolist() == ["01", "02"] and c.sugar.dtype == float and c.product_id.tolist() == ["007", "008"]
     c["new"] = 1 # a market's tables are ordinary, writable DataFrames
+
+
+def test_names_are_codes_where_there_are_no_others(tmp_path):
+    market = Market.from_csv(log(tmp_path/"x.csv", "Date,Item Description,Qty,Unit Price\n2024-03-01,fig jam,1,$2.50\n2024-03-02,plum jam,2,$3.00\n"))
+    assert market.transactions.product_id.tolist() == ["fig jam", "plum jam"] and market.transactions.unit_price.tolist() == [2.5, 3]
+
+
+def test_strangers_and_other_files_are_named(tmp_path):
+    log(tmp_path/"transactions.csv", "time,customer_id,product_id,quantity\n1,a,p,1\n2,b,p,1\n")
+    log(tmp_path/"customers.csv", "customer_id,age\na,30\n")
+    log(tmp_path/"coupons.csv", "coupon\n10 off\n")
+    market = Market.read(tmp_path)
+    assert ("transactions.csv", "customer_id", "customers without a row in the customers table", 1) in market.notes
+    assert market.ignored == ["coupons.csv"] and "coupons.csv" in market._repr_markdown_() and not len(market.set_aside)
