@@ -53,7 +53,8 @@ def _trials(paths, args):
 def _bench(args, paths, folds, splits, title):
     "Shared by run and bench."
     from malles.bench import bench, replace_file
-    from malles.contenders import contenders_for
+    from malles.aloud import read_aloud
+    from malles.contenders import contenders_for, model_name, receipt_reader
     from malles.incidence import can_tell_visits, incidence_rows
     from malles.report import write_report
     args.out.mkdir(parents=True, exist_ok=True)
@@ -64,9 +65,11 @@ def _bench(args, paths, folds, splits, title):
             print(f"{t.name}: {len(t.occasions):,} occasions{'; traps: ' + ', '.join(traps) if traps and t.headline else ''}", file=sys.stderr)
     if len(aside): replace_file(args.out/"set_aside.csv", lambda p: aside.to_csv(p, index=False))
     also = [row for m in markets if "customer" in splits and can_tell_visits(m) for row in incidence_rows(m, args.seed, folds)]
-    result = bench(trials, contenders_for(trials, args.model, args.seed), args.out, splits, folds, args.seed, also=also, workers=os.cpu_count() or 1, quiet=args.quiet)
+    field, champion = contenders_for(trials, args.model), model_name(args.model)
+    result = bench(trials, field, args.out, splits, folds, args.seed, champion, os.cpu_count() or 1, also, args.quiet)
     words = "malles " + " ".join(a for a in sys.argv[1:]) if Path(sys.argv[0]).name == "malles" else ""
-    page = write_report(result, args.out/"report.html", title(markets), words, trials, set_aside=aside)
+    aloud = {t.name: read_aloud(t, result.pooled, result.summary["champion"], receipt_reader(args.model)) for t in trials if t.headline}
+    page = write_report(result, args.out/"report.html", title(markets), words, trials, aloud, aside)
     if not args.quiet: print(headline(result), file=sys.stderr)
     print(json.dumps(result.summary) if args.json else page)
     return 1 if result.summary["failed"] else 0
