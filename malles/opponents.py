@@ -22,7 +22,7 @@ def opponents(
     "The classical models that everything else has to beat."
     models = [Popularity()] + [LastPurchase()] * ordered + [Dirichlet()] + [Markov()] * ordered
     models += [Logit(), LoyaltyLogit(), MixedLogit(), LatentClass(), LightGBM(), LightGBMMonotone()]
-    models += [TransferLogit(list(others))] * bool(others) + [SimLogit()]
+    models += ([TransferLogit(list(others))] if others else []) + [SimLogit()]
     unknown = set(only or []) - set(NAMES)
     if unknown: raise ValueError(f"unknown opponents {sorted(unknown)}; known are {', '.join(NAMES)}")
     return [m for m in models if only is None or m.name in only]

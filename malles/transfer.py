@@ -13,7 +13,8 @@ from functools import lru_cache
 from .occasions import Occasions
 from .predictions import ChoiceModel, Predictions
 from .logit import fit_logit
-from .shoppers import sample_world, simulate
+from .worlds import sample_world
+from .shoppers import simulate
 from .covariates import CROWD, HISTORY, PRICE, PROMOTION, covariates, present, ready
 from .tuning import log_losses, predict_pooled, same_crowd, tuning_sample
 
