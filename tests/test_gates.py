@@ -81,11 +81,6 @@ def test_imports_go_down_only():
                     assert order[other] < path.name, f"{path.name} imports {other}, which comes later ({order[other]})"
 
 
-def test_readme_is_index():
-    from malles_readme import readme
-    assert (ROOT/"README.md").read_text(encoding="utf-8") == readme(), "README.md differs from nbs/index.ipynb: run python tests/malles_readme.py"
-
-
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
     "The wheel, built from what git would ship."
