@@ -9,7 +9,7 @@ __all__ = ['data_hash', 'Contender', 'contender', 'replace_file', 'run_job', 're
 # %% ../nbs/54b_bench.ipynb #6604ace3
 from dataclasses import dataclass, field
 from pathlib import Path
-import hashlib, json, os, platform, resource, sys, time
+import hashlib, json, os, platform, resource, sys, time, warnings
 
 # %% ../nbs/54b_bench.ipynb #604fa83f
 import numpy as np, pandas as pd
@@ -34,7 +34,6 @@ class Contender:
     name:str
     make:object              # () -> ChoiceModel, or (train) -> ChoiceModel that is already fitted
     splits:tuple = ("customer", "time", "category")
-    needs_order:bool = False # makes no sense where the order of purchases means nothing
     version:str = ""         # of what it brings along: the hash of its weights, its settings
 
 def contender(model_class, **kw):
@@ -95,7 +94,7 @@ def jobs_of(trials, contenders, splits, folds):
             if split == "customer" and folds is not None: there = [k for k in there if k in folds]
             if split == "category" and folds is not None: there = there[:len(folds)]
             for c in contenders(trial) if callable(contenders) else contenders:
-                if split in c.splits and (trial.occasions.ordered or not c.needs_order): jobs.append((trial, split, there, c))
+                if split in c.splits: jobs.append((trial, split, there, c))
     return jobs, skipped
 
 def bench(
@@ -119,7 +118,8 @@ def bench(
     data = {t.name: data_hash(t) for t in trials}
     single = [(i, int(fold)) for i, (_, _, there, _) in enumerate(jobs) for fold in there]
     todo = (delayed(run_job)(jobs[i][3], jobs[i][0], jobs[i][1], fold, out, data[jobs[i][0].name], seed) for i, fold in single)
-    with parallel_config("loky", inner_max_num_threads=1) if workers > 1 else parallel_config("sequential"):
+    with warnings.catch_warnings(), parallel_config("loky", inner_max_num_threads=1) if workers > 1 else parallel_config("sequential"):
+        warnings.filterwarnings("ignore", message="A worker stopped")  # joblib renews a worker that has grown; nothing is lost
         done = list(tqdm(Parallel(n_jobs=workers, return_as="generator")(todo), total=len(single), disable=quiet, unit="job", file=sys.stderr))
     pooled, rows, failed = {}, [], []
     for i, (trial, split, there, c) in enumerate(jobs):

@@ -89,6 +89,7 @@ class Occasions:
                        new_offsets, occ, {k: v[flat] for k, v in alt.items()}, ordered, notes or {}))
 
     def __len__(self): return len(self.rows)
+    def __getstate__(self): return dict(log=self.log, rows=self.rows, overrides=self.overrides)  # what is padded is made again
 
     def __getitem__(self, which):
         "A view of some of these occasions: a slice, a mask or positions."
