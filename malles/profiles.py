@@ -150,7 +150,8 @@ def profile_text(
         elsewhere = int(get("n_past_all"))
         return f"{who} has not bought {what} before" + (f", but {elsewhere} times in other categories." if elsewhere else " and is new.")
     own, mask = one.alternative("own_share", 0)[0], one.mask[0]
-    names = one.products.product_id.to_numpy()[one.product[0]]
+    products = one.products
+    names = (products["name"] if "name" in products else products.product_id).astype(str).to_numpy()[one.product[0]]
     top = [f"{names[j]} ({own[j]:.0%})" for j in np.argsort(-own)[:2] if own[j] > 0 and mask[j]]
     parts = [f"{who} has bought {what} {n} time{'s'*(n>1)}" + (", mostly " + " and ".join(top) if top else ", nothing that is on offer now")]
     if not np.isnan(get("rhythm")): parts.append(f"about every {get('rhythm'):.3g}, last {get('recency'):.3g} ago")
