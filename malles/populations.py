@@ -57,7 +57,7 @@ def customer_table(traits, wholesale, rng)->pd.DataFrame:
 
 def _receipts(category, products, customers, world, tastes, who, rng, start, weeks, stores):
     "Choices and transactions of one category."
-    v = visit(world, tastes, rng, weeks=weeks, stores=stores)
+    v = visit(world, tastes, rng, weeks=weeks, stores=stores, all_year=True)
     N, ids = len(v["chosen"]), products.product_id.to_numpy()
     first = np.r_[0, np.cumsum(v["sizes"])][:-1]
     of, at = np.repeat(np.arange(N), v["sizes"]), first + v["chosen"]

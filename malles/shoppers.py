@@ -54,16 +54,19 @@ def shop(
     return out
 
 # %% ../nbs/04ab_shoppers.ipynb #d8ac84ea
-def visit(world:World, tastes:Tastes, rng, occasions_each=None, weeks:int=52, stores:int=2)->dict:
+def visit(world:World, tastes:Tastes, rng, occasions_each=None, weeks:int=52, stores:int=2,
+    all_year:bool=False,  # spread a rare visitor's visits over all weeks; if not, they fall early (order is all that nano reads of time)
+)->dict:
     "Households of one world go shopping for a year. Flat columns of what they met and did, truth included."
     H, J = len(tastes.price), world.J
     n = np.full(H, occasions_each) if occasions_each else np.minimum(rng.geometric(1 / world.visits, H), 40)
     T = int(n.max())
-    week = np.sort(rng.integers(0, weeks, (H, T)), axis=1)
+    real = np.arange(T) < n[:, None]                                  # (H, T) occasions that took place
+    week = rng.integers(0, weeks, (H, T))
+    week = np.minimum(np.sort(np.where(real, week, weeks) if all_year else week, axis=1), weeks - 1)
     store = np.broadcast_to(rng.integers(0, stores, H)[:, None], (H, T))
     met = {k: v[store, week] for k, v in sample_prices(world, rng, weeks, stores).items()}
     done = shop(world, tastes, met["log_price"], met, rng)
-    real = np.arange(T) < n[:, None]                                  # (H, T) occasions that took place
     there = done["available"][real]                                   # (N, J)
     flat = lambda v: v[real][there]
     order = np.broadcast_to(np.arange(T), (H, T))
