@@ -27,11 +27,12 @@ class Recipe:
     layers:int = 4
     heads:int = 4
     inner:int = 256        # of the feed-forward
-    steps:int = 3000
+    steps:int = 4000
     tokens:int = 6000      # per step, about
     rate:float = 4e-3      # peak learning rate
     warmup:int = 100       # steps
-    pieces:float = .25     # weight of the quantity losses beside the choice's
+    pieces:float = .2      # weight of the quantity losses beside the choice's
+    letter:float = .1      # weight of the letter after <pick>
     seed:int = 0
 
 def smooth_rows(k:int, d:int, std:float, generator):  # (k, d)
@@ -58,7 +59,7 @@ def new_model(recipe:Recipe):
     return model
 
 # %% ../nbs/12b_pretraining.ipynb #7544581d
-def batches(texts:Texts, most:int=4096):  # yields (ids (B, T), ask (k, 2), word (k,), kind (k,))
+def batches(texts:Texts, most:int=4096):  # yields (ids (B, T), (row (k,), many (k,), spots (k, 12), slot (k,), pieces (k,)))
     "Parts of similar length, so that little is padding."
     import torch
     n, i = len(texts.ids), 0
@@ -67,20 +68,25 @@ def batches(texts:Texts, most:int=4096):  # yields (ids (B, T), ask (k, 2), word
         while j < n and (j + 1 - i) * len(texts.ids[j]) <= most: j += 1
         ids = np.zeros((j - i, len(texts.ids[j-1])), np.int64)
         for row, x in zip(ids, texts.ids[i:j]): row[:len(x)] = x
-        k = (texts.ask[:, 0] >= i) & (texts.ask[:, 0] < j)
-        yield torch.from_numpy(ids), torch.from_numpy(texts.ask[k] - [i, 0]), torch.from_numpy(texts.word[k]), torch.from_numpy(texts.kind[k])
+        k = (texts.pack >= i) & (texts.pack < j)
+        yield torch.from_numpy(ids), [torch.from_numpy(v) for v in (texts.pack[k] - i, texts.many[k], texts.spots[k], texts.slot[k], texts.pieces[k])]
         i = j
 
-def losses(model, ids, ask, word):  # (k,)
-    "Negative log-likelihood of each asked word."
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[ask[:, 0], ask[:, 1]]
-    import torch.nn.functional as F
-    return F.cross_entropy(model.lm_head(hidden), word, reduction="none")
+def losses(model, ids, decisions):  # (choices,), (letters,), (pieces before and after)
+    "Negative log-likelihoods: which (from `yes` at the letters), its letter after <pick>, and how many, before and after the letter is known."
+    import torch, torch.nn.functional as F
+    row, many, spots, slot, pieces = decisions
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+    scores = (hidden[row[:, None], spots.clamp(min=0)] @ model.lm_head.weight[ID["yes"]]).masked_fill(spots < 0, -torch.inf)
+    some, told = slot >= 0, pieces >= 0
+    say = lambda which, place, word: F.cross_entropy(model.lm_head(hidden[row[which], place[which]]), word[which], reduction="none")
+    return (F.cross_entropy(scores[some], slot[some], reduction="none"), say(some, many + 1, slot + ID["A"]),
+            torch.cat([say(told, many, pieces), say(told, many + 2, pieces)]))
 
 # %% ../nbs/12b_pretraining.ipynb #51fa8288
 def rate_at(recipe:Recipe, step:int)->float:
-    "Share of the peak learning rate at a step: a rise, a plain, and a straight way down over the last third."
-    return float(max(min(1., (step + 1) / recipe.warmup, (recipe.steps - step) / (.35 * recipe.steps)), .01))
+    "Share of the peak learning rate at a step: a rise, a plain up to a fifth of the steps, and a straight way down."
+    return float(max(min(1., (step + 1) / recipe.warmup, (recipe.steps - step) / (.8 * recipe.steps)), .01))
 
 def optimisers(model, recipe:Recipe)->list:
     "Muon for the matrices, AdamW for the rest."
@@ -96,18 +102,16 @@ def optimisers(model, recipe:Recipe)->list:
 def train_step(model, opts, recipe:Recipe, step:int)->float:
     "One step; returns the mean loss of a choice in nats."
     import torch
-    texts, told = sample_texts(recipe.seed, step, recipe.tokens), []
-    choices = (texts.kind == 0).sum()
+    texts, seen = sample_texts(recipe.seed, step, recipe.tokens), []
     for opt in opts:
         for group in opt.param_groups: group["lr"] = group["peak"] * rate_at(recipe, step)
-    for ids, ask, word, kind in batches(texts):
-        each = losses(model, ids, ask, word)
-        weight = torch.tensor([1., recipe.pieces, recipe.pieces])[kind]
-        ((weight * each).sum() / choices).backward()
-        told.append(each.detach()[kind == 0])
+    for ids, decisions in batches(texts):
+        choice, letter, pieces = losses(model, ids, decisions)
+        ((choice.sum() + recipe.letter * letter.sum() + recipe.pieces * pieces.sum()) / len(texts.slot)).backward()
+        seen.append(choice.detach())
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
     for opt in opts: opt.step(); opt.zero_grad(set_to_none=True)
-    return float(torch.cat(told).mean())
+    return float(torch.cat(seen).mean())
 
 # %% ../nbs/12b_pretraining.ipynb #9b9d46c4
 def _save(path:Path, content):

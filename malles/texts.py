@@ -16,8 +16,8 @@ from .occasions import mean_field, with_popularity
 from .profiles import with_profiles
 from .shoppers import TRAITS, sample_world, simulate_market
 from .facts import market_facts, with_facts
-from .words import SLOTS
-from .receipts import pack_start, render
+from .words import ID, SLOTS
+from .receipts import render, window
 
 # %% ../nbs/12a_texts.ipynb #f4b4477b
 def hide(rng, column, chance:float):  # the column, or all NaN
@@ -48,27 +48,28 @@ def sample_market(rng):  # (Occasions of the reading households, all columns on)
 # %% ../nbs/12a_texts.ipynb #67944011
 @dataclass(frozen=True)
 class Texts:
-    "Packs of receipts, sorted by length, with what is to be predicted."
-    ids:list         # one int array per pack
-    ask:np.ndarray   # (K, 2) pack, position: the model reads up to here ...
-    word:np.ndarray  # (K,) ... and this word is to come
-    kind:np.ndarray  # (K,) 0 choice, 1 pieces before the choice is known, 2 pieces after it
+    "Packs of receipts, sorted by length, with the decisions in them."
+    ids:list          # one int array per pack
+    pack:np.ndarray   # (K,) pack of each decision
+    many:np.ndarray   # (K,) place of its <many>
+    spots:np.ndarray  # (K, 12) places of the letters, -1 where there is none
+    slot:np.ndarray   # (K,) letter that was taken, -1 for other
+    pieces:np.ndarray # (K,) word of the quantity, -1 where it is not told
 
-def packs_of(occasions, seed:int=0, slots:int=len(SLOTS), most:int=8, rng=None)->list:  # [(ids, [(position, word, kind)])]
+def packs_of(occasions, seed:int=0, slots:int=len(SLOTS), most:int=8, rng=None)->list:  # [(ids, many, spots, slot, pieces)]
     "Some packs of a market's readers."
-    r, start = render(occasions, seed=seed, slots=slots), pack_start(occasions)
-    last = np.r_[start[1:] != start[:-1], True] if len(start) else np.zeros(0, bool)   # the last visit that shares a start
-    ends = np.flatnonzero(last)
+    r, (purchases, first, _) = render(occasions, seed=seed, slots=slots), window(occasions)
+    last = np.r_[first[1:] != first[:-1], True] if len(first) else np.zeros(0, bool)   # the last visit that shares a start
+    ends, out = np.flatnonzero(last), []
     if rng is not None: ends = rng.permutation(ends)[:most]
-    out = []
     for e in ends:
-        s = np.searchsorted(occasions.rows, start[e])
-        base, many, stop = r.offsets[s], r.many[s:e+1] - r.offsets[s], r.offsets[s+1:e+2] - r.offsets[s]
-        ids = r.ids[base:r.offsets[e+1]].astype(np.int64)
-        told = stop == many + 4                                                         # a quantity follows the letter
-        ask = np.concatenate([many + 1, many[told], many[told] + 2])
-        word = ids[np.concatenate([many + 2, many[told] + 3, many[told] + 3])]
-        out.append((ids, ask, word, np.repeat([0, 1, 2], [len(many), told.sum(), told.sum()])))
+        s = np.searchsorted(occasions.rows, purchases[first[e]])
+        base = r.offsets[s]
+        ids, many, stop = r.ids[base:r.offsets[e+1]].astype(np.int64), r.many[s:e+1] - base, r.offsets[s+1:e+2] - base
+        spots = np.full((len(many), len(SLOTS)), -1)
+        spots[:, :r.spots.shape[1]] = np.where(r.spots[s:e+1] >= 0, r.spots[s:e+1] - base, -1)
+        slot = ids[many + 2] - ID["A"]
+        out.append((ids, many, spots, np.where((slot >= 0) & (slot < len(SLOTS)), slot, -1), np.where(stop == many + 4, ids[np.minimum(many + 3, len(ids) - 1)], -1)))
     return out
 
 def sample_texts(seed:int, step:int, tokens:int=8192)->Texts:
@@ -78,5 +79,4 @@ def sample_texts(seed:int, step:int, tokens:int=8192)->Texts:
         for p in packs_of(sample_market(rng), int(rng.integers(1 << 30)), 6 if rng.random() < .05 else len(SLOTS), rng=rng):
             packs.append(p); size += len(p[0])
     packs.sort(key=lambda p: len(p[0]))
-    return Texts([p[0] for p in packs], np.array([(i, a) for i, p in enumerate(packs) for a in p[1]]),
-                 np.concatenate([p[2] for p in packs]), np.concatenate([p[3] for p in packs]))
+    return Texts([p[0] for p in packs], np.repeat(np.arange(len(packs)), [len(p[1]) for p in packs]), *(np.concatenate([p[k] for p in packs]) for k in range(1, 5)))

@@ -45,7 +45,7 @@ FIELDS = {f.word: f for f in (
     Field("response", np.array([-4, -2, -1, 0, .5, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 13, 17, 22]), "market"),
     Field("promotion", np.array([-1, -.5, 0, .25, .5, .75, 1, 1.5, 2, 3, 4, 6]), "market"),
     Field("repeat", np.array([-2, -1, 0, .5, 1, 1.5, 2, 2.5, 3, 4, 5, 7, 10]), "market"))}
-MARKS = {"<pad>": "", "<unk>": "", "<visit>": "", "<many>": "", "<pick>": "", "other": "", "blind": "price", "unseen": "popularity",
+MARKS = {"<pad>": "", "<unk>": "", "<visit>": "", "<many>": "", "<pick>": "", "yes": "", "other": "", "blind": "price", "unseen": "popularity",
          "price:?": "price", "share:?": "popularity", "last": "profile", "display": "promotion", "feature": "promotion"}
 QUANTITIES = tuple(f"q{k}" for k in SUPPORT)
 WORDS = [*MARKS, *SLOTS, *QUANTITIES, *(w for f in FIELDS.values() for w in f.words)]   # a word's place is its token id

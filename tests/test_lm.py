@@ -66,9 +66,8 @@ def test_alone_together_and_in_any_batch(lm):
     alone = [model.predict(occ[[i]]) for i in some]
     assert max(np.abs(a.choice[0] - together.choice[i]).max() for a, i in zip(alone, some)) < 1e-5
     assert max(np.abs(a.quantity[0] - together.quantity[i]).max() for a, i in zip(alone, some)) < 1e-5
-    texts, text, place, _ = packs(occ)
     for budget in (1, 300, 10**6):
-        letters, _ = read_packs(lm, texts, text, place, budget)
+        letters = read_packs(lm, packs(occ), budget)[0][:, :4]
         if budget > 1: assert np.abs(letters - first).max() < 1e-4
         first = letters
 
@@ -83,11 +82,12 @@ def test_packed_equals_the_plain_forward_pass(lm):
     import torch
     from malles.receipts import receipt_text
     occ = market(n=1)
-    p, order = LMChoice(lm).predict(occ).choice, packs(occ)[3]
+    p, order = LMChoice(lm).predict(occ).choice, packs(occ).order
     for i in range(5):
         ids = lm.tokenizer(receipt_text(occ, i, answer=False), return_tensors="pt")["input_ids"]
-        with torch.no_grad(): l = lm.model(ids).logits[0, -1, ID["A"]:ID["A"]+4].softmax(0).numpy()
-        assert np.allclose(p[i][order[i][:4]], l, atol=1e-5)
+        with torch.no_grad(): logits = lm.model(ids).logits[0]
+        at = [ids[0].tolist().index(ID[s]) for s in "ABCD"]
+        assert np.allclose(p[i][order[i][:4]], logits[at, ID["yes"]].softmax(0).numpy(), atol=1e-5)
 
 
 def test_outcome_and_future_do_not_leak(lm):
@@ -118,6 +118,21 @@ def test_visits_at_one_time_do_not_see_each_other(lm):
     b = at(chosen)
     p, r = (LMChoice(lm).predict(o).choice for o in (a, b))
     assert np.abs(p[2::4] - r[2::4]).max() < 1e-6 and np.abs(p[3::4] - r[3::4]).max() > 1e-5
+
+
+def test_visits_without_a_purchase_leave_no_receipt(lm):
+    occ = market()
+    log = occ.log
+    chosen = log.occasion["chosen"].copy()
+    chosen[2::6] = -1
+    some = with_profiles(Occasions(replace(log, occasion={**log.occasion, "chosen": chosen})))
+    kept = chosen >= 0
+    flat = np.repeat(kept, np.diff(log.offsets))
+    less = with_profiles(Occasions.from_arrays("less", log.customers, log.categories, log.products, log.occasion["customer"][kept], log.occasion["category"][kept],
+        log.occasion["time"][kept], np.r_[0, np.cumsum(np.diff(log.offsets)[kept])], log.alternative["product"][flat], chosen[kept], log.occasion["quantity"][kept],
+        {k: v[flat] for k, v in log.alternative.items() if k != "product"}))
+    p, q = LMChoice(lm).predict(some).choice, LMChoice(lm).predict(less).choice
+    assert np.abs(p[kept] - q).max() < 1e-5 and np.allclose(p[~kept].sum(1), 1)
 
 
 def test_five_hundred_alternatives(lm):
@@ -170,12 +185,13 @@ def test_only_safetensors_are_loaded(folder, tmp_path):
 
 def test_data_depend_on_seed_and_step_alone():
     a, b, c = sample_texts(1, 7, 1500), sample_texts(1, 7, 1500), sample_texts(1, 8, 1500)
-    assert all((x == y).all() for x, y in zip(a.ids, b.ids)) and (a.word == b.word).all()
+    assert all((x == y).all() for x, y in zip(a.ids, b.ids)) and (a.slot == b.slot).all()
     assert len(a.ids) != len(c.ids) or any(len(x) != len(y) or (x != y).any() for x, y in zip(a.ids, c.ids))
-    for pack, position, word in zip(a.ask[:, 0], a.ask[:, 1], a.word):
-        said = WORDS[a.ids[pack][position]]
-        assert said in ("<pick>", "<many>") or len(said) == 1
-        if said == "<pick>": assert a.ids[pack][position + 1] == word
+    for k in range(len(a.slot)):
+        ids, place = a.ids[a.pack[k]], a.many[k]
+        assert WORDS[ids[place]] == "<many>" and WORDS[ids[place + 1]] == "<pick>"
+        if a.slot[k] >= 0: assert ids[place + 2] == ID["A"] + a.slot[k] == ids[a.spots[k][a.slot[k]]]
+        if a.pieces[k] >= 0: assert ids[place + 3] == a.pieces[k]
 
 
 def weights(path): return (pathlib.Path(path)/"weights"/"model.safetensors").read_bytes()

@@ -8,7 +8,7 @@ from malles.facts import market_facts, with_facts
 from malles.occasions import Occasions, mean_field, with_popularity
 from malles.texts import sample_market
 from malles.profiles import with_profiles
-from malles.receipts import pack_start, receipt_text, render, shortlist_score, slot_order
+from malles.receipts import receipt_text, render, shortlist_score, slot_order, window
 from malles.shoppers import sample_world, simulate
 from malles.words import GROUP, ID, SLOTS, WORDS, parse_retail
 
@@ -108,8 +108,9 @@ def test_decision_never_shows_before_the_question():
 
 def test_packs_see_only_the_past():
     occ = market()
-    start = pack_start(occ)
-    assert (start >= occ.past_start).all() and (start <= occ.past_stop).all() and (occ.rows - start <= 5).all()
+    purchases, first, stop = window(occ)
+    assert (purchases[first] >= occ.past_start).all() and (stop - first <= 5).all()
+    assert all((purchases[a:b] < s).all() for a, b, s in zip(first, stop, occ.past_stop))
 
 
 def test_long_sets_are_shortlisted():
