@@ -97,8 +97,9 @@ def contenders_for(
     def field(trial):
         from malles.opponents import opponents
         from malles.counts import QuantityPoisson, QuantityHurdle
+        from malles.hazard import QuantityLightGBM
         from malles.quantity import QuantityMedian, QuantityLast
-        quantities = (QuantityMedian, QuantityLast, QuantityPoisson, QuantityHurdle)
+        quantities = (QuantityMedian, QuantityLast, QuantityPoisson, QuantityHurdle, QuantityLightGBM)
         several = len(np.unique(trial.occasions.category)) > 1
         sources = {t.source: t for t in trials if t.source != trial.source and t.headline}
         splits = lambda name: ANYWHERE if name in CARRY else KNOWN
