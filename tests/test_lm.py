@@ -15,7 +15,8 @@ from malles.elicitation import LMChoice, packs, read_packs
 from malles.facts import market_facts
 from malles.lm import LM, WEIGHTS
 from malles.occasions import Occasions, mean_field, with_popularity
-from malles.pretraining import Recipe, export, new_model, pretrain
+from malles.network import Recipe, new_model
+from malles.pretraining import export, pretrain
 from malles.profiles import with_profiles
 from malles.texts import sample_market, sample_texts
 from malles.words import ID, WORDS
