@@ -66,20 +66,22 @@ class LightGBM(TunedModel):
         signs = [SIGNS.get(c, 0) if self.monotone else 0 for c in table]
         settings = dict(objective=softmax_objective(occasions.mask, occasions.chosen), num_leaves=leaves, learning_rate=self.rate, min_data_in_leaf=20,
             monotone_constraints=signs, monotone_constraints_method="intermediate", num_threads=1, deterministic=True, seed=self.seed, verbose=-1)
-        data = lgb.Dataset(table.to_numpy(), feature_name=[c.replace(" ", "_") for c in table], categorical_feature=[0], params=dict(min_data_in_bin=1, verbose=-1))
-        return ids, lgb.train(settings, data, rounds), rounds
+        data = lgb.Dataset(table.to_numpy(), feature_name=[c.replace(" ", "_") for c in table], categorical_feature=[0], params=dict(min_data_in_bin=1, feature_pre_filter=False, verbose=-1))
+        varies = (table.nunique(dropna=False) > 1).any()    # of alternatives that all look alike there is nothing to learn
+        return ids, lgb.train(settings, data, rounds) if varies else None, list(table)
 
     def fit_part(self, occasions, setting): return self.train(occasions, setting["leaves"], setting["rounds"])
 
     def predict_part(self, part, occasions, mu=None, rounds=None):
-        ids, booster, _ = part
+        ids, booster, columns = part
         scores = np.zeros(occasions.mask.shape)
-        scores[occasions.mask] = booster.predict(tree_features(occasions, ids, mu).to_numpy(), num_iteration=rounds, raw_score=True)
+        if booster is not None: scores[occasions.mask] = booster.predict(tree_features(occasions, ids, mu).reindex(columns=columns).to_numpy(), num_iteration=rounds, raw_score=True)
         return np.exp(log_softmax(scores, occasions.mask))
 
     settings = [dict(leaves=l, rounds=r) for l, most in longest.items() for r in (25, 50, 100, 150, 200, 300, 400) if r <= most]
     def try_settings(self, train, valid):
         "One long fit per tree size is read at every number of rounds."
+        if len(train) < self.minimum: return np.zeros(len(self.settings))
         parts = {l: self.train(train, l, most) for l, most in self.longest.items()}
         return [log_losses(self.predict_part(parts[s["leaves"]], valid, None, s["rounds"]), valid.chosen).sum() for s in self.settings]
 

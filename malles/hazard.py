@@ -19,7 +19,8 @@ LAST_QUESTION = 10
 
 def questions(X, q):  # (n, F), (n,) -> (m, F+1), (m,)
     "One row per question; the last column says which piece it is about."
-    asked = np.minimum(q, LAST_QUESTION).astype(int)
+    q = np.floor(q).astype(int)
+    asked = np.minimum(q, LAST_QUESTION)
     row = np.repeat(np.arange(len(X)), asked)
     k = np.arange(len(row)) - np.repeat(np.cumsum(asked) - asked, asked) + 1
     return np.column_stack([X[row], k]), (k == q[row]).astype(float)

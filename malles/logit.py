@@ -18,7 +18,7 @@ def log_softmax(
 ):            # (n, J) log probabilities, -inf at the padding
     "Log choice probabilities, shifted by the largest utility so that no exponential overflows."
     u = np.where(mask, utility, -np.inf)
-    u = u - u.max(1, keepdims=True)
+    u = u - u.max(1, keepdims=True, initial=-np.inf)
     return u - np.log(np.exp(u).sum(1, keepdims=True))
 
 # %% ../nbs/50a_logit.ipynb #39944f35

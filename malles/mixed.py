@@ -34,7 +34,7 @@ def choice_probabilities(X, mask, tastes):  # (n, J, R) float32
     n, J, K = X.shape
     u = (X.reshape(n*J, K).astype(np.float32) @ tastes.T.astype(np.float32)).reshape(n, J, -1)
     u += np.where(mask, 0, -1e9).astype(np.float32)[:, :, None]
-    u -= u.max(1, keepdims=True)
+    u -= u.max(1, keepdims=True, initial=-np.inf)
     np.exp(u, out=u)
     u /= u.sum(1, keepdims=True)
     return u
