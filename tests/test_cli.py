@@ -1,0 +1,258 @@
+"The commands from outside: results, exit codes, JSON, a stopped run that continues, a page that needs nothing."
+import contextlib, io, json, os, re, signal, subprocess, sys, time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from malles.cli import main
+
+ROOT = Path(__file__).parent.parent
+FEW = ("uniform", "popularity", "last-purchase", "dirichlet", "loyalty-logit")  # quick ones; nano's run is in nbs/69_cli.ipynb and test_report_browser.py
+
+
+def only(names, more=()):
+    "The field of contenders, reduced: what the commands do with it is tested here, the models are elsewhere."
+    from malles import contenders
+    whole = contenders.contenders_for
+    return lambda trials, *a, **kw: (lambda field: lambda trial: [*(c for c in field(trial) if c.name in names), *more])(whole(trials, *a, **kw))
+
+
+# the same, for a process of its own: `python -c DRIVER names... -- arguments...`
+DRIVER = """
+import sys
+sys.path.insert(0, "tests")
+import malles.contenders as contenders, malles.cli
+from test_cli import only
+cut = sys.argv.index("--")
+contenders.contenders_for = only(sys.argv[1:cut])
+sys.exit(malles.cli.main(sys.argv[cut+1:]))
+"""
+
+
+def start(names, *arguments):
+    "A command in a process group of its own."
+    return subprocess.Popen([sys.executable, "-c", DRIVER, *names, "--", *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("market")/"tiny"
+    assert main(f"simulate --out {folder} --customers 50 --categories 2 --trade 0 --weeks 30 --seed 4".split()) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(market, tmp_path_factory):
+    "A run that nobody disturbs, and what it printed."
+    from malles import contenders
+    out = tmp_path_factory.mktemp("result")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(io.StringIO()) as errors:
+        patch.setattr(contenders, "contenders_for", only(FEW))
+        assert main(["run", "--market", str(market), "--out", str(out), "--json", "--quiet"]) == 0
+    return out, said.getvalue(), errors.getvalue()
+
+
+def rows(out): return pd.read_csv(Path(out)/"rows.csv", keep_default_na=False)
+
+
+# ---- simulate and check
+
+def test_simulate_says_what_it_made(tmp_path, capsys):
+    assert main(f"simulate --out {tmp_path/'one'} --customers 30 --categories 1 --trade 0 --seed 2 --json".split()) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["market"] == "one" and said["customers"] == 30
+    assert {"choices.parquet", "transactions.parquet", "market.json", "truth"} <= {p.name for p in (tmp_path/"one").iterdir()}
+
+
+def test_simulate_repeats_itself(tmp_path):
+    for name in ("a", "b"): main(f"simulate --out {tmp_path/name} --customers 20 --categories 1 --trade 0 --seed 2 --name same".split())
+    for table in ("choices", "truth/choices"): pd.testing.assert_frame_equal(*(pd.read_parquet(tmp_path/n/f"{table}.parquet") for n in ("a", "b")))
+
+
+@pytest.mark.parametrize("wrong", ["--customers 0", "--customers -3", "--categories 9", "--trade 7", "--weeks 0"])
+def test_simulate_refuses_impossible_sizes(tmp_path, wrong, capsys):
+    assert main(f"simulate --out {tmp_path/'x'} {wrong}".split()) == 2
+    assert wrong.split()[0][2:] in capsys.readouterr().err
+    assert not (tmp_path/"x").exists()
+
+
+def test_check(market, capsys):
+    assert main(["check", str(market)]) == 0
+    assert "which product is chosen" in capsys.readouterr().out
+    assert main(["check", str(market), "--json"]) == 0
+    assert {v["answer"] for v in json.loads(capsys.readouterr().out)["verdicts"]} <= {"yes", "partly", "no"}
+
+
+# ---- exit codes of input that cannot be used: one line, no traceback
+
+def refused(capsys, *arguments):
+    code = main([str(a) for a in arguments])
+    said = capsys.readouterr()
+    assert code == 2 and not said.out
+    assert said.err.startswith(f"malles {arguments[0]}: ") and "Traceback" not in said.err
+    return said.err
+
+
+def test_no_such_market(tmp_path, capsys): assert "nowhere" in refused(capsys, "run", "--market", tmp_path/"nowhere", "--out", tmp_path/"out")
+
+
+def test_no_such_file(tmp_path, capsys): refused(capsys, "check", tmp_path/"nothing.csv")
+
+
+def test_empty_folder(tmp_path, capsys):
+    (tmp_path/"empty").mkdir()
+    assert "empty" in refused(capsys, "run", "--market", tmp_path/"empty", "--out", tmp_path/"out")
+
+
+def test_no_such_model(market, tmp_path, capsys): assert "nanny" in refused(capsys, "run", "--market", market, "--model", "nanny", "--out", tmp_path/"out", "--quiet")
+
+
+def test_out_is_a_file(market, tmp_path, capsys):
+    (tmp_path/"taken").write_text("mine")
+    assert "taken" in refused(capsys, "run", "--market", market, "--out", tmp_path/"taken")
+    assert (tmp_path/"taken").read_text() == "mine"
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder in which nobody, root included, can write")
+def test_out_cannot_be_written(market, capsys): refused(capsys, "run", "--market", market, "--out", "/proc/malles")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_out_is_read_only(market, tmp_path, capsys):
+    (tmp_path/"locked").mkdir(mode=0o500)
+    refused(capsys, "run", "--market", market, "--out", tmp_path/"locked")
+
+
+def test_two_markets_of_one_name(market, tmp_path, capsys): assert "name" in refused(capsys, "bench", "--markets", market, market, "--out", tmp_path/"out")
+
+
+@pytest.mark.parametrize("line", ["", "dance", "run", "run --market x", "bench --out x", "run --market x --out y --seed few"])
+def test_wrong_arguments(line, capsys):
+    with pytest.raises(SystemExit) as stop: main(line.split())
+    assert stop.value.code == 2 and "usage: malles" in capsys.readouterr().err
+
+
+def test_help_and_version_come_at_once():
+    code, began = "import sys; from malles.cli import main; sys.exit(main())", time.perf_counter()
+    for argument, expected in (("--help", "simulate"), ("--version", "malles ")):
+        done = subprocess.run([sys.executable, "-c", code, argument], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0 and expected in done.stdout, done.stderr
+    assert time.perf_counter() - began < 6  # generous: a busy machine; each takes a fraction of a second
+
+
+# ---- a run
+
+def test_run_leaves_tidy_rows(result):
+    table = rows(result[0])
+    assert list(table) == "market category split model metric value low high n seed".split()
+    assert set(FEW) <= set(table.model) and {"customer", "time", "category"} == set(table.split)
+    assert {"log_loss", "hit_rate", "mcfadden_r2", "calibration_slope", "calibration_error"} <= set(table.metric)
+    assert not table.duplicated(["market", "category", "split", "model", "metric"]).any()
+    loss = table[table.metric == "log_loss"]
+    assert (pd.to_numeric(loss.low) <= pd.to_numeric(loss.value)).all() and (pd.to_numeric(loss.value) <= pd.to_numeric(loss.high)).all()
+
+
+def test_run_prints_its_summary(result):
+    said = json.loads(result[1])
+    assert said == json.loads((result[0]/"summary.json").read_text())
+    assert said["failed"] == [] and [m["market"] for m in said["markets"]] == ["tiny"] and said["markets"][0]["customers"] <= 50
+
+
+def test_run_is_quiet_when_asked(result): assert not result[2].strip()
+
+
+def test_report_needs_nothing_else(result):
+    page = (result[0]/"report.html").read_text(encoding="utf-8")
+    assert not re.search(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//""", page) and "<script" not in page and "@import" not in page and "url(" not in page
+    assert page.count("<svg") == page.count("</svg>") >= 3
+    for name in FEW: assert name in page
+    links = re.findall(r"href=['\"]#([^'\"]+)", page)
+    assert all(re.search(rf"id=['\"]{re.escape(l)}['\"]", page) for l in links)
+
+
+def test_nothing_half_written_is_left(result):
+    assert not [p for p in result[0].rglob("*") if p.name.endswith(".part") or p.name.startswith(".")]
+
+
+def test_second_run_reuses_the_first(market, result, monkeypatch, capsys):
+    from malles import contenders
+    monkeypatch.setattr(contenders, "contenders_for", only(FEW))
+    before = {p.name: p.stat().st_mtime_ns for p in (result[0]/"parts").iterdir()}
+    held = rows(result[0])
+    assert main(["run", "--market", str(market), "--out", str(result[0]), "--quiet"]) == 0
+    assert {p.name: p.stat().st_mtime_ns for p in (result[0]/"parts").iterdir()} == before
+    pd.testing.assert_frame_equal(rows(result[0]), held)
+
+
+def test_another_seed_is_another_run(market, result, tmp_path, monkeypatch):
+    from malles import contenders
+    monkeypatch.setattr(contenders, "contenders_for", only(("popularity",)))
+    assert main(["run", "--market", str(market), "--out", str(tmp_path), "--seed", "1", "--quiet"]) == 0
+    mine, other = (t[(t.model == "popularity") & (t.split == "customer") & (t.category == "all") & (t.metric == "log_loss")].iloc[0] for t in (rows(tmp_path), rows(result[0])))
+    assert mine.seed == 1 and mine.value != other.value  # another fold of the customers
+
+
+def test_stopped_in_the_middle_and_continued(market, result, tmp_path, monkeypatch):
+    "Ctrl-C after some jobs: code 130, whole parts only; the same command ends in the same rows."
+    arguments = ["run", "--market", market, "--out", tmp_path, "--quiet"]
+    run = start(FEW, *arguments)
+    until = time.perf_counter() + 90
+    while len(list(tmp_path.glob("parts/*.npz"))) < 3 and run.poll() is None and time.perf_counter() < until: time.sleep(.02)
+    if run.poll() is None: os.killpg(run.pid, signal.SIGINT)  # as a terminal does: the whole group
+    said, errors = run.communicate(timeout=60)
+    done = len(list(tmp_path.glob("parts/*.npz")))
+    assert 0 < done < len(list((result[0]/"parts").iterdir())), "stopped too late to be a test"
+    assert run.returncode == 130, (run.returncode, errors)
+    assert "continues" in errors and "Traceback" not in errors
+    for p in tmp_path.glob("parts/*.npz"):
+        with np.load(p) as f: assert len(f.files)
+    from malles import contenders
+    monkeypatch.setattr(contenders, "contenders_for", only(FEW))
+    assert main([str(a) for a in arguments]) == 0
+    pd.testing.assert_frame_equal(rows(tmp_path), rows(result[0]))
+
+
+def test_a_model_that_fails_ends_in_code_1(market, tmp_path, monkeypatch, capsys):
+    from malles import contenders
+    monkeypatch.setattr(contenders, "contenders_for", only(("popularity",), [failing()]))
+    assert main(["run", "--market", str(market), "--out", str(tmp_path), "--quiet"]) == 1
+    summary = json.loads((tmp_path/"summary.json").read_text())
+    assert {f["model"] for f in summary["failed"]} == {"stubborn"} and "no opinion" in summary["failed"][0]["why"]
+    assert "Not every model finished" in (tmp_path/"report.html").read_text()
+    assert set(rows(tmp_path).model) >= {"popularity"}
+
+
+class Stubborn:
+    name = "stubborn"
+    def fit(self, occasions): raise ValueError("no opinion")
+
+
+def failing():
+    from malles.bench import Contender
+    return Contender("stubborn", Stubborn)
+
+
+# ---- a foreign log
+
+def test_foreign_log_from_check_to_report(market, tmp_path, monkeypatch, capsys):
+    from malles import contenders
+    monkeypatch.setattr(contenders, "contenders_for", only(("popularity", "dirichlet")))
+    lines = pd.read_parquet(market/"transactions.parquet")
+    log = pd.DataFrame(dict(Datum=lines.time.dt.strftime("%d.%m.%Y"), Kunde=lines.customer_id, Artikel=lines.product_id, Warengruppe=lines.category, Menge=lines.quantity,
+        Betrag=(lines.quantity * lines.unit_price).map(lambda v: f"{v:.2f}".replace(".", ","))))
+    log.loc[5, "Betrag"], log.loc[9, "Datum"] = "Storno", "31.02.2025"
+    log.to_csv(tmp_path/"kasse.csv", sep=";", index=False)
+    assert main(["check", str(tmp_path/"kasse.csv"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["set_aside"] == 2 and "line total" in report["reading"]
+    assert main(["run", "--market", str(tmp_path/"kasse.csv"), "--out", str(tmp_path/"out"), "--quiet"]) == 0
+    aside = pd.read_csv(tmp_path/"out/set_aside.csv")
+    assert len(aside) == 2 and {"Storno", "31.02.2025"} == set(aside.value) and set(aside.market) == {"kasse"}
+    assert "set_aside.csv" in (tmp_path/"out/report.html").read_text()
+
+
+def test_log_without_customers_is_told_what_to_do(market, tmp_path, capsys):
+    pd.read_parquet(market/"transactions.parquet").drop(columns=["customer_id", "basket_id"]).to_csv(tmp_path/"nobody.csv", index=False)
+    assert "store_week_shares" in refused(capsys, "run", "--market", tmp_path/"nobody.csv", "--out", tmp_path/"out")
