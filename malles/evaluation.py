@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FOLDS', 'SPLITS', 'MEANS', 'COLUMNS', 'TrialMarket', 'trial_markets', 'folds_of', 'train_and_test', 'score', 'pool',
-           'rows_of', 'by_category', 'paired', 'differences']
+           'rows_of', 'by_category', 'paired', 'differences', 'order_buys']
 
 # %% ../nbs/54a_evaluation.ipynb #7b3f5cf1
 from dataclasses import dataclass, field
@@ -110,7 +110,7 @@ def pool(
     "Several folds' scores as one."
     flat = [k for k in parts[0] if np.ndim(parts[0][k]) == 1]
     out = {k: np.concatenate([part[k] for part in parts]) for k in flat}
-    out |= {k: sum(float(part[k]) for part in parts) for k in parts[0] if np.ndim(parts[0][k]) == 0}
+    out |= {k: sum(float(part[k]) for part in parts) for k in parts[0] if np.ndim(parts[0][k]) == 0}  # seconds
     if "p" in parts[0]:
         J = max(part["p"].shape[1] for part in parts)
         for k in ("p", "mask"): out[k] = np.concatenate([np.pad(part[k], ((0, 0), (0, J - part[k].shape[1]))) for part in parts])
@@ -175,3 +175,20 @@ def differences(
             and column in scores and column in pooled[m, s, against]]
     table = pd.DataFrame(rows, columns=["market", "split", "model", "other", "metric", "difference", "low", "high", "p", "n"])
     return table.assign(p_holm=holm(table.p) if len(table) else [])
+
+# %% ../nbs/54a_evaluation.ipynb #09e9e34c
+def order_buys(
+    trial:TrialMarket,
+    fold:int=0,
+    customers:int=1000,  # at most so many, drawn by seed
+):                       # OrderValue, or None where the order means nothing or nobody has a past of two
+    "The value of the order of past purchases to a loyalty logit, on one fold of customers."
+    from malles.dependence import order_value
+    from malles.logits import LoyaltyLogit
+    occasions = trial.occasions
+    who = np.unique(occasions.customer)
+    if len(who) > customers: occasions = occasions[np.isin(occasions.customer, np.random.default_rng(0).permutation(who)[:customers])]
+    test = fold_of(trial.source, occasions.customers)[occasions.customer] == fold
+    if not occasions.ordered or not (test & (occasions.past_stop - occasions.past_start >= 2)).any(): return None
+    seen = occasions[~test]
+    return order_value(LoyaltyLogit, with_popularity(occasions, mean_field(seen), counted=seen), test)
