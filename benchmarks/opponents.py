@@ -40,7 +40,7 @@ def five_folds(model, occasions):
     fold, loss = fold_of(occasions.market, occasions.customers)[occasions.customer], np.full(len(occasions), np.nan)
     for k in range(5):
         o = ready(occasions, fold != k)
-        fresh = type(model)().fit(o[fold != k])
+        fresh = (model if model.name == "transfer-logit" else type(model)()).fit(o[fold != k])
         loss[fold == k] = log_losses(fresh.predict(o[fold == k]).choice, o[fold == k].chosen)
     return loss.mean()
 
@@ -57,7 +57,9 @@ def main():
     for name in a.markets:
         source, _, blind = name.partition("/")
         occasions = load(pathlib.Path(a.data) / "panels" / source, bool(blind), a.customers, a.seed)
-        for model in opponents(occasions.ordered, only=a.models):
+        elsewhere = [m for m in REFERENCE if "/" not in m and m != source]  # transfer-logit learns on them
+        others = [ready(load(pathlib.Path(a.data) / "panels" / m, bool(blind), a.customers, a.seed)) for m in elsewhere]
+        for model in opponents(occasions.ordered, others, a.models):
             begun, known = time.time(), REFERENCE.get(name, {}).get(model.name)
             loss = five_folds(model, occasions)
             found.setdefault(name, {})[model.name] = round(float(loss), 4)

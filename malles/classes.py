@@ -15,7 +15,8 @@ import numpy as np
 from .logit import fit_logit
 from .covariates import CROWD, PROMOTION, frequent_products, present
 from .tuning import TunedModel
-from .mixed import choice_probabilities, given_past, taste_design
+from .mixed import choice_probabilities
+from .posterior import given_past, taste_design
 
 # %% ../nbs/50f_classes.ipynb #4f8efac1
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ __all__ = ['NAMES', 'opponents']
 # %% ../nbs/50j_opponents.ipynb #a3f4c521
 from .predictions import Popularity, LastPurchase, Dirichlet
 from .logits import Markov, Logit, LoyaltyLogit
-from .mixed import MixedLogit
+from .posterior import MixedLogit
 from .classes import LatentClass
 from .boosting import LightGBM, LightGBMMonotone
 from .transfer import TransferLogit, SimLogit

@@ -7,10 +7,11 @@ from malles.covariates import ready, relative_price
 from malles.dependence import order_value, shuffle_past
 from malles.logit import fit_logit, log_softmax
 from malles.logits import Logit, LoyaltyLogit, Markov
-from malles.mixed import MixedLogit, choice_probabilities, fit_mixed, given_past, taste_design
+from malles.mixed import choice_probabilities, fit_mixed
 from malles.occasions import Occasions
 from malles.opponents import NAMES, opponents
 from malles.predictions import ChoiceModel
+from malles.posterior import MixedLogit, given_past, taste_design
 from malles.profiles import with_profiles
 from malles.transfer import SimLogit, TransferLogit
 from malles.tuning import inner_folds, log_losses
