@@ -122,7 +122,7 @@ class LMChoice(ChoiceModel):
         if lm.card is None: raise ValueError(f"{lm.name} has no card.json: what it was trained on is unknown, so it is not scored; export it with malles.pretraining.export")
         if lm.card["words"] != hashlib.sha256(" ".join(WORDS).encode()).hexdigest():
             raise ValueError(f"{lm.name} was trained on other words than this version of malles writes; train it again")
-        self.lm, self.reads_facts, self.orders, self.seed, self.progress, self.facts = lm, facts, orders, seed, progress, None
+        self.name, self.lm, self.reads_facts, self.orders, self.seed, self.progress, self.facts = lm.name, lm, facts, orders, seed, progress, None
 
     @classmethod
     def nano(cls, **kw)->"LMChoice":
