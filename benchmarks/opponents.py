@@ -65,7 +65,7 @@ def main():
             found.setdefault(name, {})[model.name] = round(float(loss), 4)
             beside = f"{known:9.3f} {loss - known:+8.3f}" if known else " " * 18
             print(f"{name:20} {model.name:18} {loss:8.3f} {beside} {time.time() - begun:8.1f}", flush=True)
-    worst = max((found[m][k] - v for m, r in REFERENCE.items() for k, v in r.items() if k in found.get(m, {})), default=float("nan"))
-    print(json.dumps(dict(log_loss=found, worst_excess=round(worst, 4), tolerance=TOLERANCE, holds=bool(worst <= TOLERANCE), seed=a.seed, seconds=round(time.time() - start))))
+    worst = max((found[m][k] - v for m, r in REFERENCE.items() for k, v in r.items() if k in found.get(m, {})), default=None)
+    print(json.dumps(dict(log_loss=found, worst_excess=None if worst is None else round(float(worst), 4), tolerance=TOLERANCE, holds=None if worst is None else bool(worst <= TOLERANCE), seed=a.seed, seconds=round(time.time() - start))))
 
 if __name__ == "__main__": main()

@@ -22,6 +22,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'malles.bench.contender': ('bench.html#contender', 'malles/bench.py'),
                               'malles.bench.data_hash': ('bench.html#data_hash', 'malles/bench.py'),
                               'malles.bench.jobs_of': ('bench.html#jobs_of', 'malles/bench.py'),
+                              'malles.bench.peak_memory_mb': ('bench.html#peak_memory_mb', 'malles/bench.py'),
                               'malles.bench.read_grid': ('bench.html#read_grid', 'malles/bench.py'),
                               'malles.bench.read_part': ('bench.html#read_part', 'malles/bench.py'),
                               'malles.bench.replace_file': ('bench.html#replace_file', 'malles/bench.py'),
