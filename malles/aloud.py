@@ -7,6 +7,7 @@ __all__ = ['typical', 'decision_table', 'read_aloud']
 
 # %% ../nbs/57b_aloud.ipynb #c7a71df9
 from html import escape
+import re
 
 # %% ../nbs/57b_aloud.ipynb #c1afacdd
 import numpy as np, pandas as pd
@@ -64,5 +65,6 @@ def read_aloud(
     said = f"<h3>One decision, read aloud</h3><p>{escape(profile_text(test, at))}</p>{html_table(table, digits=2)}"
     if receipt:
         fold = folds_of(trial, "customer")[np.flatnonzero(trial.occasions.rows == test.rows[at])[0]]
-        said += f"<details><summary>The receipt as {escape(champion)} read it</summary><pre>{escape(receipt(*train_and_test(trial, 'customer', fold), at)).replace(' &lt;', chr(10) + '&lt;')}</pre></details>"
+        text = re.sub(r" (<)|(?<= [A-L]) ", r"\n\1", receipt(*train_and_test(trial, "customer", fold), at))  # a line for each product, up to its letter
+        said += f"<details><summary>The receipt as {escape(champion)} read it</summary><pre>{escape(text)}</pre></details>"
     return said

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GRID', 'data_hash', 'Contender', 'contender', 'replace_file', 'run_job', 'read_part', 'read_grid', 'BenchResult',
-           'jobs_of', 'bench', 'summarise', 'save_result']
+           'jobs_of', 'bench', 'peak_memory_mb', 'summarise', 'save_result']
 
 # %% ../nbs/54b_bench.ipynb #6604ace3
 from dataclasses import dataclass, field
@@ -124,6 +124,7 @@ def bench(
 )->BenchResult:
     "Run every contender on every market and split. A run that was stopped continues. Raises OSError where out cannot be written."
     from joblib import Parallel, delayed, parallel_config
+    from joblib.externals.loky import get_reusable_executor
     from tqdm.auto import tqdm
     out, start = Path(out), time.time()
     (out/"parts").mkdir(parents=True, exist_ok=True)
@@ -134,6 +135,7 @@ def bench(
     with warnings.catch_warnings(), parallel_config("loky", inner_max_num_threads=1) if workers > 1 else parallel_config("sequential"):
         warnings.filterwarnings("ignore", message="A worker stopped")  # joblib renews a worker that has grown; nothing is lost
         done = list(tqdm(Parallel(n_jobs=workers, return_as="generator")(todo), total=len(single), disable=quiet, unit="job", file=sys.stderr))
+    if workers > 1: get_reusable_executor().shutdown(wait=True)  # ended workers are counted in the peak memory
     pooled, rows, failed, grids = {}, [], [], []
     for i, (trial, split, there, c) in enumerate(jobs):
         parts = [d for (k, _), d in zip(single, done) if k == i]
@@ -147,6 +149,11 @@ def bench(
     return save_result(result, out)
 
 # %% ../nbs/54b_bench.ipynb #47f2cec8
+def peak_memory_mb()->int:
+    "Largest memory of one process of this run: this one or a worker that has ended."
+    most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return int(most // (2**20 if sys.platform == "darwin" else 1024))
+
 def summarise(trials, pooled, skipped, failed, data, seconds, seed, champion):
     "What was run, on what, by what, for how long."
     facts = [dict(market=t.name, headline=t.headline, synthetic=t.synthetic, occasions=len(t.occasions), customers=len(np.unique(t.occasions.customer)),
@@ -154,7 +161,7 @@ def summarise(trials, pooled, skipped, failed, data, seconds, seed, champion):
         traps=[] if t.leaks is None else t.leaks.table.loc[t.leaks.table.found, "trap"].tolist()) for t in trials]
     speed = [dict(market=m, split=s, model=name, fit_seconds=round(p["fit_seconds"], 3), predict_seconds=round(p["seconds"], 3), decisions=len(p["row"])) for (m, s, name), p in pooled.items()]
     return dict(malles=malles.__version__, python=platform.python_version(), seed=seed, champion=champion, seconds=round(seconds, 1),
-        peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, markets=facts, skipped=skipped, failed=failed, speed=speed)
+        peak_memory_mb=peak_memory_mb(), markets=facts, skipped=skipped, failed=failed, speed=speed)
 
 def save_result(result, out):
     "rows.csv, differences.csv, grids.csv and summary.json, each written whole."

@@ -154,7 +154,8 @@ def profile_text(
     names = (products["name"] if "name" in products else products.product_id).astype(str).to_numpy()[one.product[0]]
     top = [f"{names[j]} ({own[j]:.0%})" for j in np.argsort(-own)[:2] if own[j] > 0 and mask[j]]
     parts = [f"{who} has bought {what} {n} time{'s'*(n>1)}" + (", mostly " + " and ".join(top) if top else ", nothing that is on offer now")]
-    if not np.isnan(get("rhythm")): parts.append(f"about every {get('rhythm'):.3g}, last {get('recency'):.3g} ago")
+    unit = "days" if one.time.dtype.kind == "M" else "steps"
+    if not np.isnan(get("rhythm")): parts.append(f"about every {get('rhythm'):.3g} {unit}, last {get('recency'):.3g} {unit} ago")
     more = []
     if not np.isnan(get("price_level")): more.append(f"pays {get('price_level'):.0%} of the average price")
     if not np.isnan(get("deal_share")): more.append(f"buys {get('deal_share'):.0%} on a deal")

@@ -40,9 +40,11 @@ def model_table(
     return table[[m for m in metrics if m in table]].rename(columns=metrics)
 
 def html_table(table, champion="", digits=3):
-    "A table as HTML; numbers right, the champion marked."
-    def cell(v): return f"<td>{'' if v != v else f'{v:.{digits}f}'}</td>" if isinstance(v, (float, np.floating)) else f"<td class=t>{escape(str(v))}</td>"
-    head = "".join(f"<th>{escape(str(c))}</th>" for c in [table.index.name or "", *table.columns])
+    "A table as HTML; numbers right, words left, the champion marked."
+    words = [not pd.api.types.is_numeric_dtype(t) for t in table.dtypes]
+    def number(v): return "" if v != v else f"{v:,}" if isinstance(v, (int, np.integer)) else f"{round(v, digits) + 0.:.{digits}f}"  # + 0.: no -0.000
+    def cell(v): return f"<td>{number(v)}</td>" if isinstance(v, (int, float, np.number)) else f"<td class=t>{escape(str(v))}</td>"
+    head = "".join(f"<th{' class=t' * t}>{escape(str(c))}</th>" for c, t in zip([table.index.name or "", *table.columns], [True, *words]))
     body = "".join(f"<tr{' class=champion' if i == champion else ''}><th>{escape(str(i))}</th>{''.join(map(cell, row))}</tr>" for i, row in zip(table.index, table.itertuples(index=False, name=None)))
     return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
@@ -94,7 +96,7 @@ main{max-width:1040px;margin:0 auto;padding:2.2rem 1.2rem 4rem}h1{font-size:1.9r
 h3{font-size:1.05rem;margin:1.6rem 0 .3rem}p{max-width:46rem;margin:.5rem 0}.lead{font-size:1.1rem}.soft,figcaption{color:var(--soft)}.note{border-left:3px solid var(--accent);padding:.2rem 0 .2rem .9rem}
 table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-nums}th,td{padding:.28rem .75rem;text-align:right;border-bottom:1px solid var(--line)}th:first-child,.t{text-align:left}td.t{white-space:normal;max-width:26rem;vertical-align:top}
 thead th{color:var(--soft);font-weight:600}tbody th{font-weight:500}tr.champion{background:#fff4ec}tr.champion th{color:var(--accent);font-weight:700}.scroll{overflow-x:auto;margin:.6rem 0}
-.pictures{display:flex;flex-wrap:wrap;gap:1.2rem 2rem;align-items:flex-start;margin:1rem 0}figure{margin:0;max-width:100%;overflow-x:auto}svg{max-width:100%;height:auto}pre{background:#f6f8fa;padding:.8rem 1rem;overflow-x:auto;font-size:.86rem;border-radius:6px}
+.pictures{display:flex;flex-wrap:wrap;gap:1.2rem 2rem;align-items:flex-start;margin:1rem 0}figure{margin:0;max-width:100%;overflow-x:auto}svg{max-width:100%;height:auto}pre{background:#f6f8fa;padding:.8rem 1rem;white-space:pre-wrap;font-size:.86rem;border-radius:6px}
 code{background:#f6f8fa;padding:.1rem .3rem;border-radius:4px}nav a{margin-right:1rem;color:var(--accent)}details summary{cursor:pointer;color:var(--soft)}
 @media print{details{display:block}}
 """
@@ -126,7 +128,7 @@ def _market_section(result, fact, champion, extra):
     tuned = result.grids[(result.grids.market == name) & (result.grids.split == "customer")]
     if len(tuned):
         tuned = tuned.assign(log_loss=pd.to_numeric(tuned.log_loss, errors="coerce"), picked=(tuned.picked == "*").astype(int)).groupby(["model", "setting"], sort=False).agg(log_loss=("log_loss", "mean"), picked=("picked", "sum")).reset_index().set_index("model")
-        out.append(f"<details><summary>What tuning tried: inner cross-validation by customer, inside the training folds</summary>{html_table(tuned.rename(columns=dict(log_loss='inner log-loss', picked='folds that picked it')).astype({'folds that picked it': str}), digits=4)}</details>")
+        out.append(f"<details><summary>What tuning tried: inner cross-validation by customer, inside the training folds</summary>{html_table(tuned.rename(columns=dict(log_loss='inner log-loss', picked='folds that picked it')), digits=4)}</details>")
     return "".join(out) + extra.get(name, "")
 
 def write_report(
