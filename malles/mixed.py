@@ -79,7 +79,7 @@ def fit_mixed(
     correlated:bool=True,
     negative=None,       # (K,) True for coefficients that are minus a lognormal
     ridge:float=.02,
-    R:int=256,           # points
+    R:int=256,           # points; fewer for very large panels
     steps:int=60,        # of the hill climb, at most
 )->MixedFit:
     "Simulated maximum likelihood of a mixed logit on panels."
@@ -87,6 +87,7 @@ def fit_mixed(
     order = np.argsort(customer, kind="stable")
     X, mask, chosen, who = np.where(mask[..., None], X, 0.)[order], mask[order], chosen[order], np.asarray(customer)[order]
     start, K = np.flatnonzero(np.r_[True, who[1:] != who[:-1]]), X.shape[2]
+    while R > 32 and mask.size * R > 2**26: R //= 2   # a quarter of a gigabyte at a time is enough
     negative = np.zeros(K, bool) if negative is None else np.asarray(negative, bool)
     mean = fit_logit(X, mask, chosen, ridge=.5).coefficient
     mean = np.where(negative, np.log(np.maximum(-mean, .1)), mean)

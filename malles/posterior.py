@@ -11,7 +11,7 @@ import numpy as np
 # %% ../nbs/50eb_posterior.ipynb #bad921b0
 from .occasions import Occasions
 from .covariates import CROWD, PROMOTION, covariates, frequent_products, item_of, present
-from .tuning import TunedModel
+from .tuning import TunedModel, tuning_sample
 from .mixed import choice_probabilities, fit_mixed
 
 # %% ../nbs/50eb_posterior.ipynb #d51df29e
@@ -68,6 +68,7 @@ class MixedLogit(TunedModel):
         return super(MixedLogit, quick).try_settings(train, valid)
 
     def fit_part(self, occasions, setting):
+        occasions = tuning_sample(occasions, max(2**20 // max(occasions.mask.shape[1], 1), 500))  # households enough
         ids = frequent_products(occasions, self.most)
         rare = len(np.unique(occasions.product[occasions.mask])) > len(ids)
         names = present(occasions, ("log price", "price unknown") + PROMOTION + ("last",) + CROWD * rare)
