@@ -96,15 +96,12 @@ def contenders_for(
     version = weights_hash(model)
     def field(trial):
         from malles.opponents import opponents
-        from malles.counts import QuantityPoisson, QuantityHurdle
-        from malles.hazard import QuantityLightGBM
-        from malles.quantity import QuantityMedian, QuantityLast
-        quantities = (QuantityMedian, QuantityLast, QuantityPoisson, QuantityHurdle, QuantityLightGBM)
+        from malles.hazard import quantity_opponents
         several = len(np.unique(trial.occasions.category)) > 1
         sources = {t.source: t for t in trials if t.source != trial.source and t.headline}
         splits = lambda name: ANYWHERE if name in CARRY else KNOWN
         out = [contender(Uniform, splits=ANYWHERE)] + [Contender(m.name, type(m), splits=splits(m.name)) for m in opponents(trial.occasions.ordered)]
         if sources or several: out.append(Contender("transfer-logit", partial(elsewhere, tuple(sources.values())), splits=ANYWHERE if several else KNOWN, version=" ".join(sorted(sources))))
-        if np.nanmax(trial.occasions.quantity, initial=0) > 1: out += [contender(m, splits=splits(m.name)) for m in quantities]
+        if np.nanmax(trial.occasions.quantity, initial=0) > 1: out += [Contender(m.name, type(m), splits=splits(m.name)) for m in quantity_opponents(trial.occasions.ordered)]
         return out + [Contender(model_name(model), partial(reader, model), splits=ANYWHERE, version=version)]
     return field
