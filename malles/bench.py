@@ -105,7 +105,6 @@ def jobs_of(trials, contenders, splits, folds):
                 skipped.append(dict(market=trial.name, split=split, why=str(e)))
                 continue
             if split == "customer" and folds is not None: there = [k for k in there if k in folds]
-            if split == "category" and folds is not None: there = there[:len(folds)]
             for c in contenders(trial) if callable(contenders) else contenders:
                 if split in c.splits: jobs.append((trial, split, there, c))
     return jobs, skipped

@@ -55,7 +55,7 @@ def follow_and_name(frame, replaced, said):
     if replaced:
         old = frame.product_id
         frame["product_id"] = old.replace(follow({str(k): str(v) for k, v in replaced.items()}))
-        said.append(f"replaced codes: {(old != frame.product_id).sum():,} lines follow {len(replaced)} codes")
+        said.append(f"replaced codes: {(old != frame.product_id).sum():,} lines follow replaced codes ({len(replaced)})")
     if "name" not in frame: return None
     hints = replaced_codes(frame[["product_id", "name", "time"]])
     for h in hints.head(5).itertuples(): said.append(f"code {h.old!r} stops where {h.new!r} starts, both {h.name!r}: one product? pass replaced={{{h.old!r}: {h.new!r}}}")

@@ -79,7 +79,8 @@ class QuantityHurdle(QuantityPoisson):
         X, y = X[q > 1], q[q > 1] - 1
         fits = [climb(truncated_negative_binomial, X.shape[1], X, y, r, self.ridge) for r in self.dispersions]
         full = [truncated_negative_binomial(b, X, y, r, self.ridge)[0] - (gammaln(y + r) - gammaln(r)).sum() for b, r in zip(fits, self.dispersions)]
-        self.grid = pd.DataFrame(dict(dispersion=self.dispersions, minus_loglik=full)).assign(picked=lambda d: np.where(d.minus_loglik == d.minus_loglik.min(), "*", ""))
+        per_purchase = (np.array(full) + gammaln(y + 1).sum()) / max(len(y), 1)  # of more than one piece, on the training data: one number, chosen by likelihood
+        self.grid = pd.DataFrame(dict(dispersion=self.dispersions, log_loss=per_purchase, picked=np.where(np.arange(len(full)) == np.argmin(full), "*", "")))
         self.b, self.r = fits[int(np.argmin(full))], self.dispersions[int(np.argmin(full))]
 
     def pmf(self, X):

@@ -23,7 +23,7 @@ def files_of(
     found, others = {}, []
     for path in sorted(folder.iterdir()):
         name = path.name
-        if name.startswith(".") or name in ("market.json", "set_aside.csv") or name.lower().startswith("readme"): continue
+        if name.startswith(".") or name in ("market.json", "set_aside.csv", "truth") or name.lower().startswith("readme"): continue
         table = next((name[:-len(s)] for s in SUFFIXES if name.endswith(s)), None)
         if table not in TABLES: others.append(name)
         elif table in found: raise MarketError(f"{folder.name}: holds both {found[table].name} and {name}; expected one file for {table}")

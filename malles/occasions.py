@@ -167,19 +167,19 @@ def show_occasion(
     occasions:Occasions,
     i:int=0,       # position in the view
 )->pd.DataFrame:   # one row per alternative, the chosen one marked
-    "One choice situation as a table: the alternatives, what is known of them, and what was chosen."
+    "One choice situation as a table: the alternatives, what is known of them, and how many were bought (who and when stands in `attrs`)."
     one = occasions[[i]]
     skip = {"product", "bought"}
     shown = [n for n in one.log.alternative if n not in skip] + [n for n in one.overrides if n not in one.log.alternative]
     codes, mask = one.product[0], one.mask[0]
     table = pd.DataFrame({"product": one.products.product_id.to_numpy()[codes[mask]],
                           **{n: one.alternative(n)[0][mask] for n in shown}})
-    table.insert(1, "chosen", np.where(np.arange(len(table)) == one.chosen[0], "yes", ""))
+    bought = "yes" if np.isnan(one.quantity[0]) else f"{one.quantity[0]:g}"  # how many, where it is known
+    table.insert(1, "chosen", np.where(np.arange(len(table)) == one.chosen[0], bought, ""))
     when = one.time[0]
     when = str(when)[:10] if np.issubdtype(np.asarray(when).dtype, np.datetime64) else when
-    title = f"{one.customers[one.customer[0]]}, {one.categories[one.category[0]]}, time {when}"
-    if one.chosen[0] >= 0 and not np.isnan(one.quantity[0]): title += f", bought {one.quantity[0]:g}"
-    return table.rename_axis(index=title)
+    table.attrs["occasion"] = f"{one.customers[one.customer[0]]}, {one.categories[one.category[0]]}, time {when}"
+    return table.set_index("product")
 
 # %% ../nbs/01a_occasions.ipynb #5dc192e3
 def _repr_markdown(self):

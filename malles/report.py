@@ -123,12 +123,12 @@ def _market_section(result, fact, champion, extra):
         if len(visits): out.append(f"<h3>Does a customer buy in a category on a trip at all?</h3>{html_table(visits.rename_axis('model'))}")
         d = result.differences[(result.differences.market == name) & (result.differences.split == split)]
         if len(d) and split == "customer":
-            d = d.set_index("other").rename_axis(f"{champion} against")[["difference", "low", "high", "p_holm"]].rename(columns=dict(difference="difference in log-loss", p_holm="p (Holm)"))
+            d = d.assign(p_holm=["" if p != p else "< .001" if p < .001 else f"{p:.3f}" for p in d.p_holm]).set_index("other").rename_axis(f"{champion} against")[["difference", "low", "high", "p_holm"]].rename(columns=dict(difference="difference in log-loss", p_holm="p (Holm)"))
             out.append(f"<details><summary>Paired differences, clustered by customer (negative: {escape(champion)} is better)</summary>{html_table(d, digits=4)}</details>")
     tuned = result.grids[(result.grids.market == name) & (result.grids.split == "customer")]
     if len(tuned):
         tuned = tuned.assign(log_loss=pd.to_numeric(tuned.log_loss, errors="coerce"), picked=(tuned.picked == "*").astype(int)).groupby(["model", "setting"], sort=False).agg(log_loss=("log_loss", "mean"), picked=("picked", "sum")).reset_index().set_index("model")
-        out.append(f"<details><summary>What tuning tried: inner cross-validation by customer, inside the training folds</summary>{html_table(tuned.rename(columns=dict(log_loss='inner log-loss', picked='folds that picked it')), digits=4)}</details>")
+        out.append(f"<details><summary>What tuning tried: inner cross-validation by customer, inside the training folds (the hurdle's dispersion: by likelihood)</summary>{html_table(tuned.rename(columns=dict(log_loss='inner log-loss', picked='folds that picked it')), digits=4)}</details>")
     return "".join(out) + extra.get(name, "")
 
 def write_report(
