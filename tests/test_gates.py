@@ -136,5 +136,6 @@ def test_no_evaluation_of_outside_data():
 def test_no_path_of_a_machine():
     files = subprocess.run(["git", "ls-files", "*.py", "*.md", "*.ini", "*.toml", "Makefile", "*.json"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     for f in files:
+        if not (ROOT/f).exists(): continue  # deleted, not yet committed
         text = (ROOT/f).read_text(encoding="utf-8")
         if Path(f).name != "test_gates.py": assert not re.search(r"/(root|home|work)/[A-Za-z]", text), f"{f} holds a path of some machine"
