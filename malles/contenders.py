@@ -17,7 +17,7 @@ import numpy as np
 # %% ../nbs/54c_contenders.ipynb #7aeb61ac
 from .occasions import mean_field, with_popularity
 from .predictions import ChoiceModel, Predictions, Uniform
-from .bench import Contender, contender
+from .bench import Contender, contender, data_hash
 
 # %% ../nbs/54c_contenders.ipynb #1e19ccce
 class Elsewhere(ChoiceModel):
@@ -61,7 +61,7 @@ def language_model(name:str):
 def weights_hash(name:str)->str:
     "Hash of a checkpoint's weights and tokenizer. Raises FileNotFoundError for a folder without safetensors."
     import malles
-    folder = Path(malles.__file__).parent/"weights"/name if not Path(name).is_dir() else Path(name)
+    folder = Path(malles.__file__).parent/"weights"/"nano" if name == "nano" else Path(name)
     files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("tokenizer.json"))
     if not any(f.suffix == ".safetensors" for f in files): raise FileNotFoundError(f"no model {name!r}: expected nano, or a folder with model.safetensors")
     h = hashlib.sha256()
@@ -84,7 +84,7 @@ class Stranger(ChoiceModel):
 
 def model_name(model:str)->str:
     "What a language model is called in tables: nano, or its folder's name."
-    return "nano" if model == "nano" else Path(model).name
+    return "nano" if model == "nano" else Path(model).resolve().name
 
 def receipt_reader(model:str):
     "(train, test, position) -> the receipt of a test occasion exactly as the language model reads it."
@@ -103,6 +103,9 @@ def contenders_for(
 ):                      # trial -> list of Contender
     "The field for each market of a run."
     version = weights_hash(model)
+    try: reader(model)  # before any work is done
+    except (ValueError, OSError): raise
+    except Exception as e: raise ValueError(f"--model {model}: not a checkpoint of malles ({type(e).__name__}: {e})") from None
     def field(trial):
         from malles.opponents import opponents
         from malles.hazard import quantity_opponents
@@ -110,8 +113,10 @@ def contenders_for(
         sources = {t.source: t for t in trials if t.source != trial.source and t.headline}
         splits = lambda name: ANYWHERE if name in CARRY else KNOWN
         out = [contender(Uniform, splits=ANYWHERE)] + [Contender(m.name, type(m), splits=splits(m.name)) for m in opponents(trial.occasions.ordered)]
-        if sources or several: out.append(Contender("transfer-logit", partial(elsewhere, tuple(sources.values())), splits=ANYWHERE if several else KNOWN, version=" ".join(sorted(sources))))
+        if sources or several: out.append(Contender("transfer-logit", partial(elsewhere, tuple(sources.values())), splits=ANYWHERE if several else KNOWN, version=" ".join(sorted(map(data_hash, sources.values())))))
         if np.nanmax(trial.occasions.quantity, initial=0) > 1: out += [Contender(m.name, type(m), splits=splits(m.name)) for m in quantity_opponents(trial.occasions.ordered)]
         rows = {"": dict(), "-no-facts": dict(facts=False), "-no-shares": dict(facts=False, shares=False)}
+        taken = {c.name for c in out} & {model_name(model) + suffix for suffix in rows}
+        if taken: raise ValueError(f"--model {model}: its name {', '.join(taken)} is that of another model in the table; rename the folder")
         return out + [Contender(model_name(model) + suffix, partial(reader, model, **kw), splits=ANYWHERE, version=version) for suffix, kw in rows.items()]
     return field

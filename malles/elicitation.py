@@ -13,6 +13,7 @@ import hashlib
 import numpy as np
 
 # %% ../nbs/13_elicitation.ipynb #df33ac68
+from .market import fold_of
 from .occasions import Occasions, with_popularity
 from .predictions import ChoiceModel, Predictions, SUPPORT
 from .facts import market_facts, with_facts
@@ -120,7 +121,7 @@ class LMChoice(ChoiceModel):
         progress:bool=False, # show a bar
     ):
         if lm.card is None: raise ValueError(f"{lm.name} has no card.json: what it was trained on is unknown, so it is not scored; export it with malles.pretraining.export")
-        if lm.card["words"] != hashlib.sha256(" ".join(WORDS).encode()).hexdigest():
+        if lm.card.get("words") != hashlib.sha256(" ".join(WORDS).encode()).hexdigest():
             raise ValueError(f"{lm.name} was trained on other words than this version of malles writes; train it again")
         self.name, self.lm, self.reads_facts, self.orders, self.seed, self.progress, self.facts = lm.name, lm, facts, orders, seed, progress, None
 
@@ -137,6 +138,9 @@ class LMChoice(ChoiceModel):
     def read(self, occasions:Occasions, mu=None)->Occasions:
         "The occasions as this model sees them."
         if "n_past" not in occasions.log.occasion: raise ValueError("these occasions carry no profiles: pass them through with_profiles first")
+        kept = (self.lm.card.get("folds") or {}).get(occasions.market)  # a model trained on this market knows all customers but those of one fold
+        if kept is not None and (fold_of(occasions.market, occasions.customers[np.unique(occasions.customer)]) != kept).any():
+            raise ValueError(f"{self.lm.name} was trained on customers of {occasions.market} outside fold {kept}: it may be scored on fold {kept} only")
         if mu is not None: occasions = with_popularity(occasions, mu)
         return occasions if self.facts is None else with_facts(occasions, self.facts)
 

@@ -49,7 +49,7 @@ def trial_markets(
     for prices, name, headline in readings:
         occasions = build_occasions(market, seed, prices)
         told = found.table.set_index("trap")
-        if told.found["same-day counts"]: occasions = occasions.without(*[e.split(" is ")[0] for e in told.evidence["same-day counts"].split("; ")])
+        occasions = occasions.without(*[c for trap in told.index[told.found] for c in told["columns"][trap]])
         occasions = with_profiles(occasions)
         bought = occasions[occasions.chosen >= 0]
         if customers and len(np.unique(bought.customer)) > customers:
@@ -101,7 +101,7 @@ def score(
         out |= {k: v.to_numpy() for k, v in choice_scores(predictions, test).items()}
         out |= dict(p=predictions.choice.astype(np.float32), mask=test.mask, chosen=test.chosen)
     if predictions.quantity is not None and np.nanmax(test.quantity, initial=0) > 1:
-        out |= {f"quantity_{k}": v.to_numpy() for k, v in quantity_scores(predictions, test).items()}
+        out |= {f"quantity_{k}": v.to_numpy(float) for k, v in quantity_scores(predictions, test).items()}
     return out
 
 def pool(
@@ -140,12 +140,14 @@ def rows_of(
         add("calibration_slope", calibration_slope(p, chosen, mask))
         add("calibration_error", calibration_error(p, chosen, mask))
     if "quantity_size" in scores and np.isfinite(scores["quantity_size"]).any():
+        add("quantity_beyond_support", *clustered_mean(scores["quantity_beyond"], who)[:3], n=int(np.isfinite(scores["quantity_size"]).sum()))
         add("quantity_wape", np.nansum(scores["quantity_mean_error"]) / np.nansum(scores["quantity_size"]), n=int(np.isfinite(scores["quantity_size"]).sum()))
     return rows
 
 def by_category(scores, categories, **labels):
     "Rows over all categories, and of each where there are several."
     present = np.unique(scores["category"])
+    categories = np.array([f"{c} (category)" if c == "all" else c for c in categories], object)  # "all" is the row over all of them
     rows = rows_of(scores, category="all" if len(present) > 1 else categories[present[0]], **labels)
     if len(present) > 1:
         for c in present:

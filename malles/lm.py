@@ -7,7 +7,7 @@ __all__ = ['WEIGHTS', 'compact_tokenizer', 'LM']
 
 # %% ../nbs/11_lm.ipynb #0932f337
 from pathlib import Path
-import json, os
+import hashlib, json, os
 
 # %% ../nbs/11_lm.ipynb #d24fb072
 import numpy as np
@@ -46,7 +46,7 @@ class LM:
         "Load weights and tokenizer."
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
-        folder = WEIGHTS/name if (WEIGHTS/name).is_dir() else Path(name)
+        folder = WEIGHTS/name if os.sep not in str(name) and (WEIGHTS/name).is_dir() else Path(name)
         local = folder.is_dir() or os.environ.get("HF_HUB_OFFLINE") == "1"
         if folder.is_dir() and not list(folder.glob("*.safetensors")):
             raise FileNotFoundError(f"no *.safetensors in {folder.name}: only safetensors weights are loaded, save them with save_pretrained")
@@ -58,6 +58,9 @@ class LM:
         finally:
             if shown: logging.enable_progress_bar()
         card = json.loads((folder/"card.json").read_text()) if (folder/"card.json").exists() else None
+        if card is not None and not isinstance(card, dict): raise ValueError(f"{folder.name}/card.json: expected a record, got {type(card).__name__}")
+        if card and card.get("sha256") and card["sha256"] != hashlib.sha256((folder/"model.safetensors").read_bytes()).hexdigest():
+            raise ValueError(f"{folder.name}: model.safetensors is not the file that card.json speaks of (its sha256 differs)")
         return cls(model, AutoTokenizer.from_pretrained(where, **safe), folder.name, card)
 
     @property

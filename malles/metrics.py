@@ -60,22 +60,22 @@ def quantity_scores(
     predictions:Predictions,
     occasions:Occasions,
 )->pd.DataFrame:  # one row per occasion; NaN where the quantity is unknown
-    "Log score, CRPS, absolute error of the median, error and size for WAPE, relative error."
+    "Log score, CRPS, absolute error of the median, error and size for WAPE, relative error; and whether more was bought than the support can say. Errors are against what was really bought."
     q, k = predictions.quantity_of(occasions.chosen), predictions.support
     y = occasions.quantity.astype(float)
     ok = np.isfinite(y) & (y > 0)
-    seen = np.where(ok, np.clip(y, k[0], k[-1]), k[0])
-    at = np.abs(k[None, :] - seen[:, None]).argmin(1)
+    seen = np.where(ok, y, k[0])
+    at = np.abs(k[None, :] - seen[:, None]).argmin(1)  # the last cell means "this many or more"
     F = q.cumsum(1)
     gaps = np.diff(k, append=k[-1] + 1)
     median = k[(F >= .5 - 1e-12).argmax(1)]
     tilted = (q / k).cumsum(1)
     relative = k[(tilted >= tilted[:, -1:] / 2 - 1e-12).argmax(1)]
-    out = pd.DataFrame(dict(log_score=-np.log(np.maximum(q[np.arange(len(q)), at], FLOOR)), crps=((F - (k >= seen[:, None]))**2 * gaps)[:, :-1].sum(1),
-        absolute=np.abs(median - seen), mean_error=np.abs(q @ k - seen), size=seen, relative=np.abs(relative - seen) / seen))
+    out = pd.DataFrame(dict(log_score=-np.log(np.maximum(q[np.arange(len(q)), at], FLOOR)), crps=((F - (k >= seen[:, None]))**2 * gaps)[:, :-1].sum(1) + np.maximum(seen - k[-1], 0),
+        absolute=np.abs(median - seen), mean_error=np.abs(q @ k - seen), size=seen, relative=np.abs(relative - seen) / seen, beyond=seen > k[-1]))
     return out[ok].reindex(out.index)
 
-# %% ../nbs/06_metrics.ipynb #0d8f7c70
+# %% ../nbs/06_metrics.ipynb #fb1c89e0
 def kl_divergence(real, simulated, floor=1e-9):
     "KL(real || simulated) in nats, over the last axis."
     r, s = np.asarray(real, float), np.maximum(np.asarray(simulated, float), floor)
@@ -83,7 +83,7 @@ def kl_divergence(real, simulated, floor=1e-9):
 
 def total_variation(real, simulated): return np.abs(np.asarray(real) - np.asarray(simulated)).sum(-1) / 2
 
-# %% ../nbs/06_metrics.ipynb #038084cf
+# %% ../nbs/06_metrics.ipynb #dbcc3454
 def clustered_mean(
     values,    # (n,) one score per occasion; NaN are left out
     clusters,  # (n,) customers

@@ -21,7 +21,7 @@ from .charts import model_chart, calibration_table, calibration_chart, history_b
 # %% ../nbs/57_report.ipynb #a0048a07
 BASE = ("uniform", "popularity", "last-purchase")
 SHOWN = {"log_loss": "log-loss", "hit_rate": "hit rate", "mcfadden_r2": "McFadden R²", "calibration_slope": "calibration slope", "calibration_error": "calibration error"}
-PIECES = {"quantity_log_score": "log score", "quantity_crps": "CRPS (pieces)", "quantity_mae": "MAE (pieces)", "quantity_wape": "WAPE", "quantity_relative_error": "relative error"}
+PIECES = {"quantity_log_score": "log score", "quantity_crps": "CRPS (pieces)", "quantity_mae": "MAE (pieces)", "quantity_wape": "WAPE", "quantity_relative_error": "relative error", "quantity_beyond_support": "bought more than 20"}
 
 def model_table(
     rows:pd.DataFrame,      # tidy rows
@@ -33,7 +33,7 @@ def model_table(
     one = rows[(rows.market == market) & (rows.split == split) & rows.metric.isin(list(metrics))]
     if "all" in set(one.category): one = one[one.category == "all"]
     if not len(one): return pd.DataFrame()
-    table = one.pivot_table(index="model", columns="metric", values="value", sort=False)
+    table = one.pivot(index="model", columns="metric", values="value").loc[one.model.unique()]
     if sort not in table: return pd.DataFrame()
     first = [m for m in BASE if m in table.index]
     table = table.loc[first + table.drop(first)[sort].sort_values().index.tolist()]
@@ -65,9 +65,10 @@ def verdict(
     said = f"On {n:,} held-out choices <b>{escape(champion)}</b> has a log-loss of {table.loss[champion]:.3f} and hits {table.hit[champion]:.0%}; the best other model, <b>{escape(best)}</b>, has {table.loss[best]:.3f} and hits {table.hit[best]:.0%}."
     if len(d):
         d = d.iloc[0]
-        clear = d.low > 0 or d.high < 0
+        clear = d.p_holm < .05  # corrected for the number of rivals
         word = "worse" if d.difference > 0 else "better"
         said += f" {escape(champion.capitalize())} is {abs(d.difference):.3f} nats {word} (95 % interval {d.low:+.3f} to {d.high:+.3f})" + ("." if clear else ", which may be chance.")
+        if d.low != d.low: said = said[:said.rindex(" (95 %")] + "; one customer gives no interval."
     return said + crowd
 
 # %% ../nbs/57_report.ipynb #c0c9fdfb

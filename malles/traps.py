@@ -107,7 +107,9 @@ def split_trips(
     if time.dtype.kind == "M": equal &= time[1:] == time[:-1]
     again = product[1:] == product[:-1]
     if equal.sum() < 20: return out | dict(size=float(equal.sum() / max(neighbours.sum(), 1)), evidence=f"{equal.sum()} of {neighbours.sum():,} neighbouring occasions of a household see the same shelf")
-    a, b = again[equal].mean(), again[neighbours & ~equal].mean()
+    others = neighbours & ~equal
+    if not others.any(): return out | dict(size=1., evidence="all neighbouring occasions of a household see the same shelf, so nothing stands out")
+    a, b = again[equal].mean(), again[others].mean()
     found = a - b > .15
     return out | dict(found=bool(found), size=float(a), by_chance=float(b), remedy="they count as separate decisions here: read the intervals, which are clustered by customer, not the counts" if found else "",
         evidence=f"{equal.sum() / neighbours.sum():.1%} of neighbouring occasions of a household see the same shelf; {a:.0%} of them repeat the product, {b:.0%} of the others do")
@@ -118,14 +120,21 @@ def same_day_counts(
     occasions:Occasions,
 )->dict:
     "Does a column, or would a same-day count, tell what was chosen?"
-    L, evidence, size = occasions.log, [], np.nan
+    L, evidence, size, telling = occasions.log, [], np.nan, []
     product, chosen = _flat(occasions)
     for name, v in L.alternative.items():
         if name in ("product", "bought") or v.dtype.kind not in "fiub": continue
         v = v.astype(float)
         for what, empty in (("missing", np.isnan(v)), ("zero", v == 0)):
             a, b = empty[chosen].mean(), empty[~chosen].mean()
-            if chosen.sum() >= 50 and a < .002 and b > .05: evidence.append(f"{name} is {what} in {a:.1%} of the chosen rows and {b:.1%} of the others")
+            if chosen.sum() >= 50 and a < .002 and b > .05: telling.append(name); evidence.append(f"{name} is {what} in {a:.1%} of the chosen rows and {b:.1%} of the others")
+        whole, own = occasions.whole()[L.occasion["chosen"] >= 0], pd.Series(v).groupby(product).nunique()
+        if name in telling or len(whole) < 50 or (own <= 1).all(): continue  # a fixed attribute of products cannot know
+        grid, rows = whole.alternative(name), np.arange(len(whole))
+        for what, sign in (("largest", 1), ("smallest", -1)):
+            top = np.where(whole.mask & ~np.isnan(grid), sign * grid, -np.inf)
+            alone = ((top == top.max(1, keepdims=True)).sum(1) == 1) & (top.argmax(1) == whole.chosen)
+            if alone.mean() > .95: telling.append(name); evidence.append(f"the chosen alternative alone has the {what} {name} in {alone.mean():.1%} of the sets")
     found = bool(evidence)
     tx = market.transactions
     if tx is not None and tx.time.dtype.kind == "M" and "customer_id" in tx and tx.customer_id.notna().any():
@@ -133,7 +142,7 @@ def same_day_counts(
         size = float((lines.groupby(["day", "product"])["customer"].transform("nunique") == 1).mean())
         evidence.append(f"{size:.0%} of lines are the only sale of their product that day: counts or prices of the same day would betray them")
     return dict(trap="same-day counts", found=found, size=size, by_chance=np.nan, evidence="; ".join(evidence) or "none",
-        remedy="columns that tell are not read by any model" if found else ("prices and availability come from earlier days" if np.isfinite(size) else ""))
+        columns=list(dict.fromkeys(telling)), remedy="columns that tell are not read by any model" if found else ("prices and availability come from earlier days" if np.isfinite(size) else ""))
 
 # %% ../nbs/07_traps.ipynb #8e8600f9
 @dataclass(frozen=True)
@@ -167,5 +176,6 @@ def leaks(
     table = [sorted_by_outcome(ordered, seed) if ordered is not None else dict(trap="sorted by outcome", found=True, size=np.nan, by_chance=np.nan, evidence="the market says that its order is not time", remedy="each past is shuffled"),
              paid_prices(occasions, seed) if market.choices is not None else dict(trap="paid prices", found=False, size=np.nan, by_chance=np.nan, evidence="sets are built here, with prices of earlier days", remedy=""),
              split_trips(market, occasions), same_day_counts(market, occasions)]
+    table = [dict(columns=[]) | row for row in table]  # the columns that a trap bans
     dated = market.choices is not None and market.transactions is not None and market.choices.time.dtype.kind == "M"
     return Leaks(market.name, pd.DataFrame(table), dated)

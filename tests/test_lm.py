@@ -229,3 +229,27 @@ def test_shipped_weights_are_what_their_card_says():
         losses.append((-np.log(p).mean(), np.log(occ.sizes).mean()))
     mine, uniform = np.mean(losses, 0)
     assert mine < .9 * uniform, (mine, uniform)
+
+
+def test_the_card_is_honoured(tmp_path):
+    "Other weights than the card speaks of, and customers that a model was trained on, are refused."
+    import json, shutil
+    from malles.elicitation import LMChoice
+    from malles.lm import LM, WEIGHTS
+    from malles.populations import simulate_population
+    from malles.choicesets import build_occasions
+    from malles.market import fold_of
+    from malles.profiles import with_profiles
+    folder = tmp_path/"mine"
+    shutil.copytree(WEIGHTS/"nano", folder)
+    card = json.loads((folder/"card.json").read_text())
+    (folder/"card.json").write_text(json.dumps(card | dict(folds={"shop": 2})))
+    occasions = with_profiles(build_occasions(simulate_population(30, categories=1, trade=0, weeks=10, seed=3, name="shop")[0]))
+    model = LMChoice(LM.from_pretrained(str(folder)))
+    mine = fold_of("shop", occasions.customers)[occasions.customer] == 2
+    with pytest.raises(ValueError, match="fold 2 only"): model.predict(occasions)
+    assert len(model.predict(occasions[mine])) == mine.sum() > 0
+    (folder/"card.json").write_text(json.dumps(card | dict(sha256="0" * 64)))
+    with pytest.raises(ValueError, match="sha256"): LM.from_pretrained(str(folder))
+    (folder/"card.json").write_text("[]")
+    with pytest.raises(ValueError, match="expected a record"): LM.from_pretrained(str(folder))
