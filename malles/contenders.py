@@ -53,16 +53,16 @@ def elsewhere(sources=()):
 
 # %% ../nbs/54c_contenders.ipynb #7d4d7840
 @lru_cache(maxsize=2)
-def language_model(name:str):
-    "A checkpoint by name or folder."
+def language_model(name:str, version:str):
+    "A checkpoint by name or folder, read once per version."
     from malles.lm import LM
     return LM.from_pretrained(name)
 
 def weights_hash(name:str)->str:
-    "Hash of a checkpoint's weights and tokenizer. Raises FileNotFoundError for a folder without safetensors."
+    "Hash of a checkpoint's weights, tokenizer and card. Raises FileNotFoundError for a folder without safetensors."
     import malles
     folder = Path(malles.__file__).parent/"weights"/"nano" if name == "nano" else Path(name)
-    files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("tokenizer.json"))
+    files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json"))
     if not any(f.suffix == ".safetensors" for f in files): raise FileNotFoundError(f"no model {name!r}: expected nano, or a folder with model.safetensors")
     h = hashlib.sha256()
     for f in files: h.update(f.read_bytes())
@@ -71,7 +71,7 @@ def weights_hash(name:str)->str:
 def reader(name:str, facts:bool=True, shares:bool=True)->ChoiceModel:
     "The language model as a choice model, with or without the market's facts and shares."
     from malles.elicitation import LMChoice
-    model = LMChoice(language_model(name), facts=facts)
+    model = LMChoice(language_model(name, weights_hash(name)), facts=facts)
     return model if shares else Stranger(model)
 
 class Stranger(ChoiceModel):
