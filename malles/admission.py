@@ -13,7 +13,7 @@ import pandas as pd
 from .tables import IDS
 from .files import infer
 from .values import as_ids, as_text
-from .checks import Entry, check_number, check_price, set_aside_table
+from .checks import DERIVED, Entry, check_number, check_price, set_aside_table
 
 # %% ../nbs/00ae_admission.ipynb #cb978f9c
 FROM, TO = ("valid_from", "from", "start_date", "start", "date", "time"), ("valid_to", "to", "end_date", "end")
@@ -79,7 +79,7 @@ def check_occasions(
         entry.aside(chosen & (quantity == 0), "quantity", "chosen with quantity 0, expected 1 or more")
         entry.aside(~chosen & (quantity > 0), "quantity", "not chosen, but with a quantity; expected 0")
     broken = np.bincount(codes, entry.out, n) > 0
-    entry.aside(broken[codes], "occasion_id", "belongs to an occasion of which another row is set aside")
+    entry.aside(broken[codes], "occasion_id", DERIVED)
 
 # %% ../nbs/00ae_admission.ipynb #c7d2259f
 def in_order(

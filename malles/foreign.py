@@ -118,6 +118,8 @@ def guess_columns(
         if role not in WORDS: raise MarketError(f"{file}: columns={{{role!r}: ...}}: no such role; expected some of {', '.join(WORDS)}.{did_you_mean(role, WORDS)}")
         if column is not None and column not in frame: raise MarketError(f"{file}: columns={{{role!r}: {column!r}}}: no such column; found {', '.join(map(str, frame.columns[:20]))}.{did_you_mean(column, frame.columns)}")
     found, taken = dict(given), {c for c in given.values() if c is not None}
+    twice = [c for c in taken if list(given.values()).count(c) > 1]
+    if twice: raise MarketError(f"{file}: columns=...: {twice[0]!r} stands for {' and '.join(repr(r) for r in given if given[r] == twice[0])}; expected one meaning per column")
     head = frame.head(2000)
     for role in ("time", "clock", "total", "unit_price", "quantity", "customer_id", "store_id", "basket_id", "category", "name", "product_id", "discount", "channel", "review_score"):
         if role in found: continue

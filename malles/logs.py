@@ -13,7 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-# %% ../nbs/00bd_logs.ipynb #ea88f58b
+# %% ../nbs/00bd_logs.ipynb #f088a278
+from .tables import remarks
+from .values import as_markdown
+
+# %% ../nbs/00bd_logs.ipynb #13e96b43
 @dataclass(frozen=True)
 class Verdict:
     "What a log says to one question."
@@ -29,19 +33,24 @@ class LogReport:
     facts:dict      # name -> number
     set_aside:int   # Rows set aside on reading
     reading:str=""  # How a foreign file was understood
-    def to_dict(self): return dict(name=self.name, verdicts=[vars(v) for v in self.verdicts], facts=self.facts, set_aside=self.set_aside, reading=self.reading)
+    notes:tuple=()  # What was ignored or assumed, one line each
+    ignored:tuple=()# Files of the folder that are no tables of a market
+    def to_dict(self): return dict(name=self.name, verdicts=[vars(v) for v in self.verdicts], facts=self.facts, set_aside=self.set_aside, reading=self.reading, notes=list(self.notes), ignored=list(self.ignored))
+    def folded(self): return {title: lines for title, lines in (("Notes on reading", self.notes), ("How the file was read", self.reading.splitlines())) if lines}
     def __getitem__(self, question): return next(v for v in self.verdicts if question in v.question)
     def __str__(self):
         lines = [f"{self.name}: {self.set_aside:,} rows set aside"] + [f"  {v.answer:<7} {v.question:<32} {v.why}" for v in self.verdicts]
-        return "\n".join(lines + (["", "How the file was read:", *("  " + r for r in self.reading.splitlines())] if self.reading else []))
+        for title, said in self.folded().items(): lines += ["", f"{title}:", *("  " + r for r in said)]
+        return "\n".join(lines)
     def _repr_markdown_(self):
-        rows = [f"| {v.question} | **{v.answer}** | {v.why} |" for v in self.verdicts]
-        more = ["", "<details><summary>How the file was read</summary>", "", *(f"- {r}" for r in self.reading.splitlines()), "", "</details>"] if self.reading else []
-        return "\n".join([f"**{self.name}**: {self.set_aside:,} rows set aside", "", "| question | answer | why |", "|---|---|---|"] + rows + more)
+        rows = [f"| {v.question} | **{v.answer}** | {as_markdown(v.why)} |" for v in self.verdicts]
+        more = [line for title, said in self.folded().items() for line in ("", f"<details><summary>{title}</summary>", "", *(f"- {as_markdown(r)}" for r in said), "", "</details>")]
+        more = [f"\n**Ignored files**: {as_markdown(', '.join(self.ignored))}"] * bool(self.ignored) + more
+        return "\n".join([f"**{as_markdown(self.name)}**: {self.set_aside:,} rows set aside", "", "| question | answer | why |", "|---|---|---|"] + rows + more)
 
 def verdict(question, measure, yes, partly, why): return Verdict(question, "yes" if measure >= yes else "partly" if measure >= partly else "no", why)
 
-# %% ../nbs/00bd_logs.ipynb #a668a464
+# %% ../nbs/00bd_logs.ipynb #aec0e008
 def price_moves(
     lines:pd.DataFrame, # product_id, time, price (and store_id)
 )->dict:                # products, moving (share with a change), changes (median per moving product), depth (median size)
@@ -61,12 +70,13 @@ def price_moves(
     moving = changes[changes > 0]
     return dict(products=int(products), moving=float(len(moving) / products), changes=float(moving.median()) if len(moving) else 0., depth=float(np.expm1(np.median(step[moved]))) if moved.any() else 0.)
 
-# %% ../nbs/00bd_logs.ipynb #25e50b1c
+# %% ../nbs/00bd_logs.ipynb #40df5377
 def receipt_verdicts(market)->tuple[list, dict]: # Verdicts, facts
     "What receipt lines support."
     t, products = market.transactions, market.products
     facts = dict(lines=len(t), products=int(t.product_id.nunique()), customers=int(t.customer_id.nunique()), without_customer=float(t.customer_id.isna().mean()))
     category = t.category if "category" in t else t.product_id.map(products.drop_duplicates("product_id").set_index("product_id").category) if products is not None and "category" in products else None
+    if category is not None and category.isna().all(): category = None
     known = t.customer_id.notna().to_numpy()
     day = (t.time.dt.normalize() if t.time.dtype.kind == "M" else t.time)
     trips = pd.DataFrame(dict(c=t.customer_id, d=day))[known].drop_duplicates()
@@ -75,7 +85,7 @@ def receipt_verdicts(market)->tuple[list, dict]: # Verdicts, facts
     wide = int((pd.DataFrame(dict(k=category, p=t.product_id)).drop_duplicates().groupby("k").size() > 1).sum()) if category is not None else 0
     out = []
     if not len(each): out.append(Verdict("which product is chosen", "partly", "no customers: shares by store and week only (market.store_week_shares())"))
-    elif category is None: out.append(Verdict("which product is chosen", "partly", f"{facts['products']:,} products, but no categories: add a column 'category', or each choice is among everything"))
+    elif category is None: out.append(Verdict("which product is chosen", "partly", f"no category column: everything is one category of its 10 best sellers (of {facts['products']:,} products); pass columns={{'category': ...}} or a products table"))
     else: out.append(verdict("which product is chosen", wide, 1, 1, f"{wide:,} of {facts['categories']:,} categories have two products or more; what stood beside them is inferred from what others bought"))
     q = t.quantity.to_numpy(float)
     facts["several"] = float((q > 1).mean())
@@ -94,7 +104,7 @@ def price_verdict(lines, facts)->list:
     return [verdict("what a price does", min(facts["price_moving"], facts["price_changes"] / 10), .2, .05,
                     f"{facts['price_moving']:.0%} of the products change price, median {facts['price_changes']:g} times, by {facts['price_depth']:.0%}; {facts['price_missing']:.0%} of the prices are missing")]
 
-# %% ../nbs/00bd_logs.ipynb #f8c9d0d8
+# %% ../nbs/00bd_logs.ipynb #57e59077
 def choice_verdicts(market)->tuple[list, dict]: # Verdicts, facts
     "What ready choice sets support."
     c = market.choices
@@ -115,12 +125,14 @@ def beside_verdicts(market)->list: # Verdicts
     flags = [(n, c, f[c]) for n, f in (("choices", market.choices), ("transactions", market.transactions), ("demand", market.demand)) if f is not None for c in ("discount", "display", "feature", "deal") if c in f]
     active = [f"{n}.{c} on {(v.fillna(0) != 0).mean():.0%} of the rows" for n, c, v in flags if pd.api.types.is_numeric_dtype(v)]
     promoted = market.promotions is not None and len(market.promotions)
-    why = "; ".join(active + ([f"{len(market.promotions):,} promotions on record"] if promoted else [])) or "no discount, display, feature, and no table of promotions"
-    out = [Verdict("what a promotion does", "yes" if promoted or any((v.fillna(0) != 0).any() for _, _, v in flags if pd.api.types.is_numeric_dtype(v)) else "no", why)]
-    costs = market.costs
-    out.append(Verdict("margins and profit", "no" if costs is None else "yes", "no costs: add costs.csv (product_id, cost, valid_from, valid_to)" if costs is None else f"costs of {costs.product_id.nunique():,} products"))
-    stock = market.stock
-    out.append(Verdict("what was out of stock", "no" if stock is None else "yes", "no stock: add stock.csv (product_id, valid_from, stock)" if stock is None else f"stock of {stock.product_id.nunique():,} products"))
+    joined, answer = ("joined to lines by priced_transactions(), read by no model", "partly") if market.transactions is not None else ("but no transactions to join them to", "no")
+    why = "; ".join(active + ([f"{len(market.promotions):,} promotions on record: {joined}"] if promoted else [])) or "no discount, display, feature, and no table of promotions"
+    shown = any((v.fillna(0) != 0).any() for _, _, v in flags if pd.api.types.is_numeric_dtype(v))
+    out = [Verdict("what a promotion does", "yes" if shown else answer if promoted else "no", why)]
+    for question, name, missing in (("margins and profit", "costs", "no costs: add costs.csv (product_id, cost, valid_from, valid_to)"), ("list prices", "prices", ""), ("what was out of stock", "stock", "no stock: add stock.csv (product_id, valid_from, stock)")):
+        table = getattr(market, name)
+        if table is not None: out.append(Verdict(question, answer, f"{'list prices' if name == 'prices' else name} of {table.product_id.nunique():,} products: {joined}"))
+        elif missing: out.append(Verdict(question, "no", missing))
     if market.dialogues is not None: out.append(Verdict("how people bargain", "yes", f"{len(market.dialogues):,} dialogues"))
     if market.demand is not None:
         sales = market.demand.rename(columns=dict(brand="product_id", week="time", store="store_id"))
@@ -140,4 +152,4 @@ def log_report(
         both = market.transactions is not None and market.choices is not None
         verdicts += [Verdict(f"{v.question} ({which})" if both else v.question, v.answer, v.why) for v in said]
         facts |= {f"{which}_{k}": v for k, v in found.items()}
-    return LogReport(market.name, tuple(verdicts + beside_verdicts(market)), facts, len(market.set_aside), market.reading)
+    return LogReport(market.name, tuple(verdicts + beside_verdicts(market)), facts, len(market.set_aside), market.reading, tuple(remarks(market, everything=True)), tuple(market.ignored))

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 # %% ../nbs/00c_market.ipynb #46f620d8
-from .tables import TABLES, MarketError, did_you_mean
+from .tables import TABLES, MarketError, did_you_mean, remarks
 from .files import read_table
 from .checks import set_aside_table
 from .laws import admit
@@ -23,7 +23,7 @@ from .cleaning import read_log
 from .asof import Joined, as_of
 from .logs import LogReport, log_report
 from .shares import store_week_shares
-from .folders import describe, files_of, replace, save, settings_of
+from .folders import check_setting, describe, files_of, replace, save, settings_of
 
 # %% ../nbs/00c_market.ipynb #459c8a47
 def fold_of(
@@ -72,8 +72,8 @@ class Market:
         if folder.is_file(): raise MarketError(f"{folder.name}: is a file; expected a folder (for a single log use Market.from_csv)")
         if not folder.is_dir(): raise MarketError(f"{folder}: no such folder")
         files, others = files_of(folder)
-        settings = settings_of(folder)
-        tables, notes = {}, []
+        settings, notes = settings_of(folder)
+        tables = {}
         for table, path in files.items():
             frame, said = read_table(path)
             tables[table] = (frame, path.name, path.name.endswith((".csv", ".csv.gz")))
@@ -90,11 +90,12 @@ class Market:
     )->"Market":
         "Checks DataFrames; they are not changed."
         for table, frame in tables.items():
-            if table not in TABLES: raise MarketError(f"{table!r} is no table of a market; expected {', '.join(TABLES)}.{did_you_mean(table, TABLES)}")
+            if table not in TABLES: raise MarketError(f"{table!r} is no table of a market; expected {', '.join(TABLES)}.{did_you_mean(table, TABLES, 'table')}")
             if frame is not None and not isinstance(frame, pd.DataFrame): raise MarketError(f"{table}: got {type(frame).__name__}, expected a DataFrame")
         tables = {t: (f, t, False) for t, f in tables.items() if f is not None}
         if not tables: raise MarketError("no table was given; expected transactions=... or choices=...")
-        return cls.admitted(name, tables, ordered=ordered, currency=currency, synthetic=synthetic, volume=volume)
+        settings = dict(name=name, ordered=ordered, currency=currency, synthetic=synthetic, volume=volume)
+        return cls.admitted(tables=tables, **{k: check_setting("from_frames", k, v) for k, v in settings.items()})
 
     @classmethod
     def from_csv(cls,
@@ -106,7 +107,7 @@ class Market:
     )->"Market":
         "Reads a foreign log; `reading` says how it was understood."
         path = Path(path)
-        name = name or path.name.split(".")[0]
+        name, currency = check_setting("from_csv", "name", path.name.split(".")[0] if name is None else name), check_setting("from_csv", "currency", currency)
         entry, products, said = read_log(path, columns, **how)
         entry = admit("transactions", entry.frame, name=name, entry=entry)
         if products is not None: products = admit("products", products[products.product_id.isin(entry.frame.product_id)], "products").frame
@@ -130,7 +131,7 @@ class Market:
     @classmethod
     def admitted(cls, name, tables, **settings)->"Market":
         "Checks tables, products first: {table: (frame, file, text)}."
-        entries = {}
+        name, entries = check_setting("market", "name", name), {}
         for table in sorted(tables, key=lambda t: t != "products"):
             products = entries["products"].frame if "products" in entries else None
             frame, file, text = tables[table]
@@ -147,6 +148,10 @@ class Market:
     def tables(self)->dict: # table -> DataFrame, those that the market has
         "The tables that are there."
         return {t: getattr(self, t) for t in TABLES if getattr(self, t) is not None}
+
+    def remarks(self)->list: # One line each
+        "Files that were ignored and assumptions that change results."
+        return remarks(self)
 
     def customer_fold(self, customer_ids)->np.ndarray: # Fold of each, -1 unknown
         "`fold_of` this market."

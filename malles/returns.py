@@ -21,10 +21,11 @@ NAMELESS = re.compile(r"(?i)unknown|anonym\w*|guest|gast|cash|walk-?in|none|null
 
 def unknown_customers(
     customer:pd.Series, # Identifiers
-    unknown=(),         # Those that mean nobody, as the user says
+    unknown=(),         # Those (or the one) that mean nobody, as the user says
 )->tuple[pd.Series, list]: # Missing where unknown; what was found
     "Makes identifiers that mean nobody missing."
     counts = customer.value_counts()
+    unknown = [unknown] if isinstance(unknown, (str, int, float)) else unknown
     nobody = {str(u) for u in unknown} | {c for c in counts.index if NAMELESS.fullmatch(c)}
     said, counted = [], counts
     counts = counts[~counts.index.isin(nobody)]

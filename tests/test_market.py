@@ -296,3 +296,103 @@ def test_strangers_and_other_files_are_named(tmp_path):
     market = Market.read(tmp_path)
     assert ("transactions.csv", "customer_id", "customers without a row in the customers table", 1) in market.notes
     assert market.ignored == ["coupons.csv"] and "coupons.csv" in market._repr_markdown_() and not len(market.set_aside)
+
+
+CHOICES = pd.DataFrame(dict(customer_id="a", occasion_id=[1, 1, 2, 2, 3, 3], category="jam", time=[1, 1, 2, 2, 3, 3], product_id=["p", "q"] * 3, price=2., chosen=[1, 0] * 3, quantity=[1., 0, 2, 0, 3, 0]))
+
+
+@pytest.mark.parametrize("quantity, unknown", [([1, np.nan, 2, np.nan, 3, np.nan], 0), ([1, 0, np.nan, 0, 3, 0], 1), ([np.nan] * 6, 3), ([1, None, "", 0, "3", None], 1)])
+def test_an_unknown_quantity_is_no_slip(tmp_path, quantity, unknown):
+    "Missing quantities are unknown, on rows that were not chosen or everywhere; from frames and from csv."
+    table = CHOICES.assign(quantity=pd.Series(quantity, dtype=object))
+    table.to_csv(tmp_path/"choices.csv", index=False)
+    for market in (Market.from_frames("m", choices=table), Market.read(tmp_path)):
+        assert len(market.choices) == 6 and not len(market.set_aside)
+        assert market.choices.quantity[market.choices.chosen].isna().sum() == unknown
+        assert [n[3] for n in market.notes if n[1] == "quantity"] == [unknown] * bool(unknown)
+        market.save(tmp_path/"m")
+        pd.testing.assert_frame_equal(Market.read(tmp_path/"m").choices, market.choices)
+        assert check_log(market)["which product"].answer == "yes"
+
+
+def test_check_names_ignored_files_and_notes(tmp_path):
+    log(tmp_path/"choices.csv", CHOICES.to_csv(index=False).replace(",", ";"))
+    log(tmp_path/"transaction.csv", "time,product_id,quantity\n1,p,1\n")
+    log(tmp_path/"market.json", '{"nmae": "shop", "Ordered": true, "shelf life": 3}')
+    report = check_log(tmp_path)
+    for text in (str(report), report._repr_markdown_(), json.dumps(report.to_dict())):
+        for words in ("transaction.csv", "Did you mean 'transactions'", "nmae", "Did you mean 'name'", "Did you mean 'ordered'", "shelf life", "separated by"): assert words in text, text
+    assert report.to_dict()["ignored"] == ["transaction.csv"] and len(report.to_dict()["notes"]) == 5
+    lines = Market.read(tmp_path).remarks()
+    assert len(lines) == 4 and lines[0].startswith("transaction.csv: ignored") and all("\n" not in l for l in lines)
+    assert ("market.json", "nmae", "unknown key, ignored. Did you mean 'name'? Rename the key.", 0) in Market.read(tmp_path).notes
+
+
+@pytest.mark.parametrize("how", [lambda t: t, lambda t: t.strftime("%Y-%m-%dT%H:%M:%S.250%z"), lambda t: t.strftime("%d/%m/%Y %H:%M:%S%z"), lambda t: t.strftime("%Y/%m/%d %H:%M:%S%z"), str])
+def test_one_rule_for_time_zones(tmp_path, how):
+    "UTC, whether a column comes from parquet, as zoned text, or as objects; and it is said."
+    zoned = [pd.Timestamp("2024-03-31 10:00", tz="Europe/Paris"), pd.Timestamp("2024-01-13 10:00", tz="Europe/Paris")]
+    for column in (pd.Series([how(t) for t in zoned]), pd.Series([how(t) for t in zoned], dtype=object)):
+        times, wrong, notes = as_times(column)
+        assert times.dt.floor("s").tolist() == [pd.Timestamp("2024-03-31 08:00"), pd.Timestamp("2024-01-13 09:00")] and not wrong.any()
+        assert any("UTC" in n for n in notes)
+    lines = pd.DataFrame(dict(time=[how(t) for t in zoned], customer_id="a", product_id="p", quantity=1))
+    lines.to_csv(tmp_path/"transactions.csv", index=False)
+    from_csv, from_frame = Market.read(tmp_path), Market.from_frames("m", transactions=lines)
+    assert from_csv.transactions.time.tolist() == from_frame.transactions.time.tolist() and any("UTC" in r for r in from_csv.remarks())
+
+
+def test_fractions_of_a_second_are_no_date(): assert as_times(pd.Series(["2024.03.01 10:00:00.25"]))[0][0] == pd.Timestamp("2024-03-01 10:00:00.25")
+
+
+def test_names_do_not_act(tmp_path):
+    table = CHOICES.rename(columns={"price": "a|b\n<img>"}).assign(**{"a|b\n<img>": [1, "x"] * 3})
+    market = Market.from_frames("<script>|\n\x1b[2J", choices=pd.concat([table, table.head(1).assign(occasion_id=9)]))
+    assert "\n" not in market.name and "\x1b" not in market.name
+    for text in (market._repr_markdown_(), check_log(market)._repr_markdown_()): assert "<script>" not in text and "<img>" not in text and "script>|" not in text and "a|b" not in text
+    assert "\x1b" not in str(check_log(market))
+    (tmp_path/"m\x1b[2J").mkdir()
+    CHOICES.to_csv(tmp_path/"m\x1b[2J"/"choices.csv", index=False)
+    assert Market.read(tmp_path/"m\x1b[2J").name == "m\\u001b[2J"
+    market.save(tmp_path/"again")
+    assert Market.read(tmp_path/"again").name == market.name
+
+
+@pytest.mark.parametrize("key, value", [("name", None), ("name", ""), ("name", "  "), ("name", 5), ("ordered", "no"), ("ordered", None), ("volume", "many"), ("volume", {"jam": "many"}), ("volume", -1), ("volume", True), ("currency", 3), ("synthetic", 1)])
+def test_settings_of_the_wrong_kind(tmp_path, key, value):
+    with pytest.raises(MarketError) as error: Market.from_frames(**{"name": "m", "choices": CHOICES, key: value})
+    for word in (repr(key), repr(value), "expected"): assert word in str(error.value)
+    CHOICES.to_csv(tmp_path/"choices.csv", index=False)
+    log(tmp_path/"market.json", json.dumps({key: value}))
+    with pytest.raises(MarketError) as error: Market.read(tmp_path)
+    for word in ("market.json", repr(key), repr(value), type(value).__name__, "expected"): assert word in str(error.value)
+
+
+@pytest.mark.parametrize("option, value", [("columns", ["time"]), ("columns", {"time": ["date"]}), ("columns", {"time": "date", "clock": "date"}), ("replaced", ["old", "new"]), ("replaced", {"old": ["new"]}), ("decimal", ";"), ("decimal", ["."]), ("dayfirst", "yes"), ("unknown", None), ("name", ""), ("name", 5), ("currency", 5)])
+def test_options_of_the_wrong_kind(tmp_path, option, value):
+    path = log(tmp_path/"x.csv", "date,client,sku,qty\n2024-03-01,c1,a,1\n2024-03-02,c2,b,1\n")
+    with pytest.raises(MarketError, match=option): Market.from_csv(path, **{option: value})
+
+
+def test_one_customer_that_means_nobody(tmp_path):
+    path = log(tmp_path/"x.csv", "date,client,sku,qty\n2024-03-01,c1,a,1\n2024-03-02,c2,b,1\n2024-03-03,c,b,1\n")
+    for unknown in ("c1", ("c1",)): assert Market.from_csv(path, unknown=unknown).transactions.customer_id.isna().tolist() == [True, False, False]
+
+
+def test_a_log_without_categories_is_one_category(tmp_path):
+    path = log(tmp_path/"x.csv", "date,client,sku,qty\n2024-03-01,c1,a,1\n2024-03-02,c2,b,1\n")
+    report, words = check_log(path), "everything is one category of its 10 best sellers"
+    assert words in report["which product"].why and "pass columns={'category': ...} or a products table" in report["which product"].why
+    assert any(words in r for r in Market.from_csv(path).remarks())
+    lines = pd.DataFrame(dict(time=[1, 2], customer_id="a", product_id=["p", "q"], quantity=1))
+    named = Market.from_frames("m", transactions=lines, products=pd.DataFrame(dict(product_id=["p", "q"], category="jam")))
+    assert words not in str(check_log(named))
+    assert words in str(check_log(Market.from_frames("m", transactions=lines.assign(category=None))))
+
+
+def test_check_promises_only_what_is_read():
+    lines = pd.DataFrame(dict(time=[1, 2], customer_id="a", product_id=["p", "q"], quantity=1, unit_price=2.))
+    beside = dict(promotions=pd.DataFrame(dict(product_id=["p"], mechanic="2 for 1")), stock=pd.DataFrame(dict(product_id=["p"], stock=3)), prices=pd.DataFrame(dict(product_id=["p"], price=2.)), costs=pd.DataFrame(dict(product_id=["p"], cost=1.)))
+    for tables, answer, words in ((dict(transactions=lines), "partly", "joined to lines by priced_transactions()"), (dict(choices=CHOICES), "no", "no transactions")):
+        report = check_log(Market.from_frames("m", **tables, **beside))
+        for question in ("promotion", "out of stock", "list prices", "margins"): assert report[question].answer == answer and words in report[question].why
