@@ -6,43 +6,42 @@
 __all__ = ['time_split', 'sample_alternatives']
 
 # %% ../nbs/01d_splits.ipynb #14008b07
-import numpy as np
+from dataclasses import replace
 
 # %% ../nbs/01d_splits.ipynb #82962829
+import numpy as np
+
+# %% ../nbs/01d_splits.ipynb #d874c786
 from .market import MarketError
 from .occasions import Occasions
 
-# %% ../nbs/01d_splits.ipynb #6d459b21
+# %% ../nbs/01d_splits.ipynb #0c3bbe55
 def time_split(
     occasions:Occasions,
-    share:float=.2,     # of the dates, or of each customer's occasions
+    share:float=.2,     # of the dates, or of each customer's moments
 ):                      # (n,) True for test occasions
-    "The last occasions in time. Raises MarketError where the order does not mean time, or nobody has two occasions."
+    "The last occasions in time. Raises MarketError where the order does not mean time, or nothing would be left to test."
     if not occasions.ordered: raise MarketError(f"{occasions.market}: the order of occasions does not mean time, so there is no time split")
     t = occasions.time
     if np.issubdtype(t.dtype, np.datetime64):
-        days = np.unique(t.astype("datetime64[D]"))
-        return t.astype("datetime64[D]") > days[min(int(np.ceil(len(days) * (1 - share))), len(days)) - 1]
-    order = np.lexsort((t, occasions.customer))
-    c = occasions.customer[order]
-    rows = np.arange(len(c))
-    start = np.maximum.accumulate(np.where(np.r_[True, c[1:] != c[:-1]], rows, 0))
-    n = np.bincount(c, minlength=len(occasions.customers))[c]
-    late = np.zeros(len(c), bool)
-    late[order] = (rows - start) >= np.ceil(n * (1 - share))
-    if not late.any(): raise MarketError(f"{occasions.market}: a cross-section (one occasion per customer) has no time split")
+        t = t.astype("datetime64[D]")
+        days = np.unique(t)
+        if len(days) < 2: raise MarketError(f"{occasions.market}: all occasions are of one day, so there is no time split")
+        late = t > days[int(np.ceil(len(days) * (1 - share))) - 1]
+        if not late.any(): raise MarketError(f"{occasions.market}: {len(days)} dates are too few for a last {share:.0%} of them, so there is no time split")
+        return late
+    customer, moment = np.unique(np.stack([occasions.customer, t], 1), axis=0).T  # trips, sorted by customer and time
+    n = np.bincount(customer, minlength=len(occasions.customers))
+    if len(n) == 0 or n.max() < 2: raise MarketError(f"{occasions.market}: a cross-section (one moment per customer) has no time split")
+    last = np.cumsum(n) - n + np.ceil(n * (1 - share)).astype(int) - 1  # each customer's last trip of training
+    late = t > moment[np.maximum(last, 0)][occasions.customer]
+    if not late.any(): raise MarketError(f"{occasions.market}: nobody has an occasion in his last {share:.0%} (at most {n.max()} moments per customer), so there is no time split")
     return late
 
-# %% ../nbs/01d_splits.ipynb #c0c86931
-def sample_alternatives(
-    occasions:Occasions,
-    size:int,             # draws per occasion, beside the chosen alternative
-    seed:int=0,
-    by:str=None,          # alternative column to draw in proportion to; default: all alike
-)->Occasions:
-    "Occasions on sampled sets, with the column `correction` to be added to each utility (McFadden 1978)."
-    if (occasions.chosen < 0).any(): raise ValueError("alternatives can be sampled only where something was chosen")
-    rng, n, mask = np.random.default_rng(seed), len(occasions), occasions.mask
+# %% ../nbs/01d_splits.ipynb #6e84f749
+def _draw(occasions, size, rng, by):
+    "Which alternatives are kept, and the correction of each, (n, J)."
+    n, mask = len(occasions), occasions.mask
     q = mask.astype(float) if by is None else np.where(mask, np.nan_to_num(occasions.alternative(by)) + 1e-9, 0)
     q /= q.sum(1, keepdims=True)
     draws = (rng.random((n, size, 1)) > q.cumsum(1)[:, None, :-1]).sum(2)
@@ -50,10 +49,29 @@ def sample_alternatives(
     np.add.at(count, (np.arange(n)[:, None], draws), 1)
     count[np.arange(n), occasions.chosen] += 1
     kept = (count > 0) & mask
-    L, chosen = occasions.log, occasions.chosen
-    correction = np.log(np.where(kept, count, 1) / np.where(kept, q, 1))
-    position = (np.cumsum(kept, 1) - 1)[np.arange(n), chosen]
-    alternative = {k: occasions.alternative(k)[kept] for k in L.alternative if k != "product"}
-    columns = {k: occasions.column(k) for k in L.occasion if k not in ("past_start", "past_stop", "customer", "category", "time", "chosen", "quantity")}
-    return Occasions.from_arrays(L.market, L.customers, L.categories, L.products, occasions.customer, occasions.category, occasions.time,
-        np.r_[0, np.cumsum(kept.sum(1))], occasions.product[kept], position, occasions.quantity, {**alternative, "correction": correction[kept]}, columns, L.ordered)
+    return kept, np.log(np.where(kept, count, 1) / np.where(kept, q, 1))
+
+def sample_alternatives(
+    occasions:Occasions,
+    size:int,             # draws per occasion, beside the chosen alternative
+    seed:int=0,
+    by:str=None,          # alternative column to draw in proportion to; default: all alike
+)->Occasions:
+    "The same view on sampled sets, with the column `correction` to be added to each utility (McFadden 1978). Rows of the log outside the view, pasts among them, keep their sets."
+    if size < 1: raise ValueError(f"size must be at least 1 draw per occasion, got {size}")
+    if (occasions.chosen < 0).any(): raise ValueError("alternatives can be sampled only where something was chosen")
+    L = occasions.log
+    rows, first, back = np.unique(occasions.rows, return_index=True, return_inverse=True)
+    some = occasions[first]
+    kept, correction = _draw(some, size, np.random.default_rng(seed), by)
+    flat, extra = np.ones(L.offsets[-1], bool), np.zeros(L.offsets[-1], np.float32)
+    at = (L.offsets[rows][:, None] + np.arange(some.mask.shape[1]))
+    flat[at[some.mask]], extra[at[kept]] = kept[some.mask], correction[kept]
+    chosen = L.occasion["chosen"].copy()
+    chosen[rows] = (np.cumsum(kept, 1) - 1)[np.arange(len(rows)), some.chosen]
+    log = replace(L, offsets=np.r_[0, np.cumsum(flat)][L.offsets], occasion={**L.occasion, "chosen": chosen}, alternative={k: v[flat] for k, v in {**L.alternative, "correction": extra}.items()})
+    out = Occasions(log, occasions.rows)
+    for name, v in occasions.overrides.items():  # a what-if stays one
+        out.overrides[name] = np.full(out.mask.shape, np.nan)
+        out.overrides[name][out.mask] = v[kept[back]]
+    return out
