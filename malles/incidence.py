@@ -19,7 +19,7 @@ from .occasions import Occasions
 def can_tell_visits(market:Market)->bool:
     "Is there a dated log of customers with more than one category, in which a trip without a purchase can be seen?"
     tx = market.transactions
-    if tx is None or not len(tx) or tx.time.dtype.kind != "M" or "customer_id" not in tx or not tx.customer_id.notna().any(): return False
+    if not market.ordered or tx is None or not len(tx) or tx.time.dtype.kind != "M" or "customer_id" not in tx or not tx.customer_id.notna().any(): return False
     category = tx.category if "category" in tx else market.products.category if market.products is not None and "category" in market.products else pd.Series(dtype=str)
     return category.nunique() > 1
 
@@ -37,6 +37,7 @@ def incidence_occasions(
 )->Occasions:
     "Trips with and without a purchase of a category, of customers who know it; a category stands as its own only alternative."
     if market.transactions is None or "customer_id" not in market.transactions: raise MarketError(f"{market.name}: incidence needs transactions with customer_id")
+    if not market.ordered: raise MarketError(f"{market.name}: the order of purchases does not mean time, so trips cannot be told apart")
     rng = np.random.default_rng(seed)
     lines, products, when = _lines(market)
     category, categories = pd.factorize(products.category.astype(str), sort=True)
