@@ -15,7 +15,7 @@ from .covariates import CROWD, HISTORY, PROMOTION, covariate, frequent_products,
 from .tuning import TunedModel, log_losses
 
 # %% ../nbs/50g_boosting.ipynb #bd488092
-HABITS = ("n_past", "price_level", "deal_share", "variety")
+HABITS = ("n_past", "price_level", "deal_share")
 SIGNS = {"price": -1, "ratio to others": -1, "lead over cheapest": 1}  # how a score may react to them
 
 def others(v, mask, how):  # (n, J) mean or minimum over the other known alternatives, NaN if there are none

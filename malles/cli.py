@@ -21,9 +21,16 @@ def parser():
         for flags, kw in options: c.add_argument(*flags.split(), **kw)
         c.add_argument("--json", action="store_true", help="print the summary as JSON on standard output")
         c.add_argument("--quiet", action="store_true", help="no progress bar")
-    seed = ("--seed", dict(type=int, default=0, help="repeats a run exactly (default 0)"))
+    def whole(least):
+        def check(text):
+            value = int(text)
+            if value < least: raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
+            return value
+        check.__name__ = "whole number"  # named so in argparse's own message
+        return check
+    seed = ("--seed", dict(type=whole(0), default=0, help="repeats a run exactly (default 0)"))
     out = ("--out", dict(type=Path, required=True, metavar="DIR", help="folder for the results; made if need be, a stopped run continues there"))
-    few = ("--customers", dict(type=int, metavar="N", help="use at most N customers of each market, drawn by seed"))
+    few = ("--customers", dict(type=whole(1), metavar="N", help="use at most N customers of each market, drawn by seed"))
     model = ("--model", dict(default="nano", metavar="NAME|DIR", help="the language model: nano, or a checkpoint folder (default nano)"))
     command("run", "Read a market, split it, decide with nano and its opponents, and write a report. Held-out customers: fold SEED mod 5.",
         ("--market", dict(required=True, metavar="DIR|FILE", help="a market folder, or a transaction log (csv, csv.gz)")), out, seed, few, model)
@@ -31,7 +38,7 @@ def parser():
         ("--markets", dict(nargs="+", required=True, metavar="DIR", help="market folders")), out, seed, few, model,
         ("--splits", dict(nargs="+", choices=["customer", "time", "category"], default=["customer", "time", "category"], help="default: all three")))
     command("simulate", "Make a market of customers with known tastes; the truth is written beside the records.", out, seed,
-        ("--customers", dict(type=int, default=400, help="households and resellers (default 400)")), ("--categories", dict(type=int, default=4, help="retail categories, 1 to 8 (default 4)")),
+        ("--customers", dict(type=whole(1), default=400, help="households and resellers (default 400)")), ("--categories", dict(type=int, default=4, help="retail categories, 1 to 8 (default 4)")),
         ("--trade", dict(type=int, default=1, help="wholesale categories, 0 to 4 (default 1)")), ("--weeks", dict(type=int, default=52, help="length (default 52)")),
         ("--stores", dict(type=int, default=2, help="stores (default 2)")), ("--name", dict(default="", help="name of the market (default: the folder's)")))
     command("check", "Say what a transaction log or a market folder can and cannot support.", ("file", dict(metavar="FILE|DIR", help="csv, csv.gz, parquet, or a market folder")))
@@ -57,14 +64,20 @@ def _bench(args, paths, folds, splits, title):
     from malles.contenders import contenders_for, model_name, receipt_reader
     from malles.incidence import can_tell_visits, incidence_rows
     from malles.report import write_report
+    if args.out.exists() and not args.out.is_dir(): raise ValueError(f"--out {args.out}: is a file, expected a folder")
     args.out.mkdir(parents=True, exist_ok=True)
     markets, trials, aside = _trials(paths, args)
     if not args.quiet:
         for t in trials:
             traps = t.leaks.table.loc[t.leaks.table.found, "trap"].tolist()
             print(f"{t.name}: {len(t.occasions):,} occasions{'; traps: ' + ', '.join(traps) if traps and t.headline else ''}", file=sys.stderr)
-    if len(aside): replace_file(args.out/"set_aside.csv", lambda p: aside.to_csv(p, index=False))
-    also = [row for m in markets if "customer" in splits and can_tell_visits(m) for row in incidence_rows(m, args.seed, folds)]
+    (args.out/"set_aside.csv").unlink(missing_ok=True)  # of an earlier run
+    if len(aside):
+        replace_file(args.out/"set_aside.csv", lambda p: aside.to_csv(p, index=False))
+        print(f"{len(aside):,} rows set aside, with the reason, in {args.out/'set_aside.csv'}", file=sys.stderr)
+    for m in markets:
+        for line in m.remarks(): print(f"{m.name}: {line}", file=sys.stderr)
+    also = [row for m in markets if "customer" in splits and m.ordered and can_tell_visits(m) for row in incidence_rows(m, args.seed, folds, args.customers)]
     field, champion = contenders_for(trials, args.model), model_name(args.model)
     result = bench(trials, field, args.out, splits, folds, args.seed, champion, os.cpu_count() or 1, also, args.quiet)
     words = "malles " + " ".join(a for a in sys.argv[1:]) if Path(sys.argv[0]).name == "malles" else ""
@@ -85,7 +98,7 @@ def order_sentence(trial, fold):
     "What the order of past purchases is worth, as HTML."
     from malles.evaluation import order_buys
     value = order_buys(trial, fold)
-    return "" if value is None else ("<h3>Habit or taste?</h3><p>With each past shuffled, which keeps tastes and destroys habits, a loyalty logit " +
+    return "" if value is None or value.low != value.low else ("<h3>Habit or taste?</h3><p>With each past shuffled, which keeps tastes and destroys habits, a loyalty logit " +
         f"loses {value.gain:+.4f} nats (95 % interval {value.low:+.4f} to {value.high:+.4f}) of {value.log_loss:.3f} on {value.n:,} choices with at least two earlier ones: that is what the order of purchases tells here.</p>")
 
 def run(args):

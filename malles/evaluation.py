@@ -50,7 +50,7 @@ def trial_markets(
         occasions = build_occasions(market, seed, prices)
         told = found.table.set_index("trap")
         occasions = occasions.without(*[c for trap in told.index[told.found] for c in told["columns"][trap]])
-        occasions = with_profiles(occasions)
+        occasions = with_profiles(occasions, customers=market.customers)
         bought = occasions[occasions.chosen >= 0]
         if customers and len(np.unique(bought.customer)) > customers:
             kept = np.random.default_rng(seed).permutation(np.unique(bought.customer))[:customers]
