@@ -124,7 +124,8 @@ def check(args):
 # %% ../nbs/69_cli.ipynb #359fcdfc
 def main(argv=None):
     "Entry point of the `malles` command; returns the exit code."
-    args = parser().parse_args(argv)
+    try: args = parser().parse_args(argv)
+    except SystemExit as e: return e.code  # argparse has said why, or shown the help
     try: return dict(run=run, bench=bench, simulate=simulate, check=check)[args.command](args)
     except KeyboardInterrupt:
         print("malles: stopped; the same command continues where it was", file=sys.stderr)
