@@ -415,6 +415,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'malles.receipts.window': ('receipts.html#window', 'malles/receipts.py')},
             'malles.report': { 'malles.report._market_section': ('report.html#_market_section', 'malles/report.py'),
                                'malles.report.html_table': ('report.html#html_table', 'malles/report.py'),
+                               'malles.report.is_own': ('report.html#is_own', 'malles/report.py'),
                                'malles.report.model_table': ('report.html#model_table', 'malles/report.py'),
                                'malles.report.pictures': ('report.html#pictures', 'malles/report.py'),
                                'malles.report.verdict': ('report.html#verdict', 'malles/report.py'),

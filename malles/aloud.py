@@ -15,7 +15,7 @@ import numpy as np, pandas as pd
 # %% ../nbs/57b_aloud.ipynb #eaf1b590
 from .evaluation import TrialMarket, folds_of, train_and_test
 from .profiles import profile_text
-from .report import html_table
+from .report import html_table, is_own
 
 # %% ../nbs/57b_aloud.ipynb #235b7572
 def typical(
@@ -60,7 +60,7 @@ def read_aloud(
     "One decision as HTML; empty where the champion was not scored on customers."
     here = {m: p for (k, s, m), p in pooled.items() if (k, s) == (trial.name, "customer") and "p" in p}
     if champion not in here: return ""
-    best = min((m for m in here if m != champion), key=lambda m: here[m]["log_loss"].mean(), default=None)
+    best = min((m for m in here if not is_own([m], champion)[0]), key=lambda m: here[m]["log_loss"].mean(), default=None)
     test, at, table = decision_table(trial, here, champion, [best] if best else [])
     said = f"<h3>One decision, read aloud</h3><p>{escape(profile_text(test, at))}</p>{html_table(table, digits=2)}"
     if receipt:
