@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 
 # %% ../nbs/04b_populations.ipynb #892da527
+from .folders import replace_file
 from .market import Market
 from .shoppers import TRAITS, World, sample_world, sample_tastes, visit
 
@@ -123,8 +124,4 @@ def save_population(market, truth, folder):
     "The market folder, with the truth in a folder of its own beneath it."
     folder = Path(folder)
     market.save(folder)
-    (folder/"truth").mkdir(exist_ok=True)
-    for name, table in truth.items():
-        part = folder/"truth"/f".{name}.part"
-        table.to_parquet(part, index=False)
-        part.replace(folder/"truth"/f"{name}.parquet")
+    for name, table in truth.items(): replace_file(folder/"truth"/f"{name}.parquet", lambda part: table.to_parquet(part, index=False))
