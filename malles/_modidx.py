@@ -121,7 +121,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'malles.covariates.fill_with_mean': ('covariates.html#fill_with_mean', 'malles/covariates.py'),
                                    'malles.covariates.frequent_products': ('covariates.html#frequent_products', 'malles/covariates.py'),
                                    'malles.covariates.item_of': ('covariates.html#item_of', 'malles/covariates.py'),
-                                   'malles.covariates.log_price': ('covariates.html#log_price', 'malles/covariates.py'),
                                    'malles.covariates.present': ('covariates.html#present', 'malles/covariates.py'),
                                    'malles.covariates.ready': ('covariates.html#ready', 'malles/covariates.py'),
                                    'malles.covariates.relative_price': ('covariates.html#relative_price', 'malles/covariates.py')},

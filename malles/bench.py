@@ -10,7 +10,7 @@ __all__ = ['GRID', 'data_hash', 'code_hash', 'Contender', 'contender', 'run_job'
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-import hashlib, json, os, platform, resource, sys, time, warnings
+import hashlib, json, platform, resource, sys, time, warnings
 
 # %% ../nbs/54b_bench.ipynb #604fa83f
 import numpy as np, pandas as pd

@@ -77,7 +77,7 @@ def _bench(args, paths, folds, splits, title):
         print(f"{len(aside):,} rows set aside, with the reason, in {args.out/'set_aside.csv'}", file=sys.stderr)
     for m in markets:
         for line in m.remarks(): print(f"{m.name}: {line}", file=sys.stderr)
-    also = [row for m in markets if "customer" in splits and m.ordered and can_tell_visits(m) for row in incidence_rows(m, args.seed, folds, args.customers)]
+    also = [row for m in markets if "customer" in splits and can_tell_visits(m) for row in incidence_rows(m, args.seed, folds, args.customers)]
     field, champion = contenders_for(trials, args.model), model_name(args.model)
     result = bench(trials, field, args.out, splits, folds, args.seed, champion, os.cpu_count() or 1, also, args.quiet)
     words = "malles " + " ".join(a for a in sys.argv[1:]) if Path(sys.argv[0]).name == "malles" else ""
