@@ -17,6 +17,7 @@ import numpy as np
 # %% ../nbs/54c_contenders.ipynb #7aeb61ac
 from .occasions import mean_field, with_popularity
 from .predictions import ChoiceModel, Predictions, Uniform
+from .tastes import RunningTastes
 from .bench import Contender, contender, data_hash
 
 # %% ../nbs/54c_contenders.ipynb #1e19ccce
@@ -112,7 +113,7 @@ def contenders_for(
         several = len(np.unique(trial.occasions.category)) > 1
         sources = {t.source: t for t in trials if t.source != trial.source and t.headline}
         splits = lambda name: ANYWHERE if name in CARRY else KNOWN
-        out = [contender(Uniform, splits=ANYWHERE)] + [Contender(m.name, type(m), splits=splits(m.name)) for m in opponents(trial.occasions.ordered)]
+        out = [contender(Uniform, splits=ANYWHERE), contender(RunningTastes, splits=ANYWHERE)] + [Contender(m.name, type(m), splits=splits(m.name)) for m in opponents(trial.occasions.ordered)]
         if sources or several: out.append(Contender("transfer-logit", partial(elsewhere, tuple(sources.values())), splits=ANYWHERE if several else KNOWN, version=" ".join(sorted(map(data_hash, sources.values())))))
         if np.nanmax(trial.occasions.quantity, initial=0) > 1: out += [Contender(m.name, type(m), splits=splits(m.name)) for m in quantity_opponents(trial.occasions.ordered)]
         rows = {"": dict(), "-no-facts": dict(facts=False), "-no-shares": dict(facts=False, shares=False)}

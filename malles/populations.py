@@ -32,7 +32,8 @@ def named_world(
     "A world fit to be shown: priced, promoted, counted."
     world = sample_world(rng, alternatives=int(rng.integers(5, 9)))
     world = replace(world, priced=True, marked=True, counted=True, price=float(rng.uniform(2, 4) * (1.3 if wholesale else 1)), price_spread=.5, spread=max(world.spread, .6),
-        base=.25 * rng.standard_normal(world.J), drift=.05, deal_rate=rng.uniform(.05, .25, world.J), deal_depth=.2, deal=.5, absent=.05, reference=0., visits=10.)
+        base=.25 * rng.standard_normal(world.J), drift=.05, deal_rate=rng.uniform(.05, .25, world.J), deal_depth=.2, deal=.5, absent=.05, reference=0., visits=10.,
+        empty=0., turnover=0., gaps=0., shock=0., follow=0., outside=-np.inf, bulk=None)
     world = replace(world, appeal=.7 * rng.standard_normal(world.J) + .8 * world.price * (world.base - world.base.mean()))
     if wholesale: return replace(world, display=0., feature=0., pieces=1.6, pieces_spread=.5, pieces_habit=.6, inertia=.8, visits=14.)
     return replace(world, display=.6, feature=.4, pieces=-.9, pieces_spread=.6, pieces_habit=.4)
@@ -58,12 +59,12 @@ def customer_table(traits, wholesale, rng)->pd.DataFrame:
 
 def _receipts(category, products, customers, world, tastes, who, rng, start, weeks, stores):
     "Choices and transactions of one category."
-    v = visit(world, tastes, rng, weeks=weeks, stores=stores, all_year=True)
+    v = visit(world, tastes, rng, weeks=weeks, stores=stores)
     N, ids = len(v["chosen"]), products.product_id.to_numpy()
     first = np.r_[0, np.cumsum(v["sizes"])][:-1]
     of, at = np.repeat(np.arange(N), v["sizes"]), first + v["chosen"]
     person = who[v["customer"]]
-    week = v["time"] // 64
+    week = v["time"] // 128
     new_week = np.r_[True, (person[1:] != person[:-1]) | (week[1:] != week[:-1])]
     visit_of_week = np.arange(N) - np.maximum.accumulate(np.where(new_week, np.arange(N), 0))
     day = start + pd.to_timedelta(week * 7 + np.minimum(person % 3 + visit_of_week, 6), unit="D")  # later visits of a week on later days

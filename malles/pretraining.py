@@ -8,7 +8,7 @@ __all__ = ['CARD', 'rate_at', 'optimisers', 'train_step', 'pretrain', 'export', 
 # %% ../nbs/12c_pretraining.ipynb #cba368cb
 from dataclasses import asdict
 from pathlib import Path
-import hashlib, json, os, time
+import copy, hashlib, json, os, time
 
 # %% ../nbs/12c_pretraining.ipynb #9710160a
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from .words import WORDS
 from .lm import compact_tokenizer
 from .texts import sample_texts
-from .network import Recipe, batches, losses, new_model
+from .network import Recipe, batches, losses, new_model, smooth_numbers
 
 # %% ../nbs/12c_pretraining.ipynb #eaead9f0
 def rate_at(recipe:Recipe, step:int)->float:
@@ -42,7 +42,7 @@ def train_step(model, opts, recipe:Recipe, step:int)->float:
     for opt in opts:
         for group in opt.param_groups: group["lr"] = group["peak"] * rate_at(recipe, step)
     for ids, decisions in batches(texts):
-        choice, letter, pieces = losses(model, ids, decisions)
+        choice, pieces, letter = losses(model, ids, decisions)
         ((choice.sum() + recipe.letter * letter.sum() + recipe.pieces * pieces.sum()) / len(texts.slot)).backward()
         seen.append(choice.detach())
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
@@ -112,6 +112,8 @@ def export(model, recipe:Recipe, step:int, folder)->Path:
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     from transformers.utils import logging
     logging.disable_progress_bar()
+    model = copy.deepcopy(model)              # the training goes on with the rows as they are
+    smooth_numbers(model, recipe.smooth)
     model.save_pretrained(folder); compact_tokenizer().save_pretrained(folder)
     (folder/"model.safetensors").chmod(0o644)
     size = sum(p.numel() for p in model.parameters())

@@ -25,7 +25,7 @@ class Field:
     "Words for a number."
     word:str             # price -> price:-12
     centers:np.ndarray   # (k,) increasing
-    group:str            # economic field: price, discount, promotion, popularity, profile, quantity, market
+    group:str            # economic field: price, discount, promotion, popularity, profile, quantity, market, guess
     times:float = 100    # the word shows center * times, rounded
     words = property(lambda self: [f"{self.word}:{round(float(c) * self.times)}" for c in self.centers])
     def place(self, x):  # index of the nearest center
@@ -33,19 +33,22 @@ class Field:
 
 _share = np.array([0, .004, .008, .013, .02, .03, .042, .056, .073, .095, .12, .15, .185, .225, .27, .32, .38, .45, .53, .62, .72, .82, .9, .96, 1])
 _pieces = np.array([1, 1.15, 1.35, 1.6, 2, 2.5, 3, 4, 5, 6.5, 8, 10, 13, 17, 20])
+_response = np.array([-4, -2, -1, 0, .5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 10, 13, 17, 22])
+_match = np.array([-.1, -.05, 0, .03, .06, .09, .12, .16, .2, .24, .28, .32, .37, .42, .48, .54, .6, .67, .74, .82, .9, 1])
 _count = np.array([0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 23, 32])
 FIELDS = {f.word: f for f in (
     Field("price", _sinh(.15, 1/6, 18), "price"), Field("move", _sinh(.1, .25, 12), "price"),
     Field("off", np.array([.02, .05, .1, .15, .2, .25, .33, .42, .55, .75]), "discount"),
-    Field("share", _share, "popularity", 1000),
+    Field("share", _share, "popularity", 1000), Field("worth", np.r_[-9, -8, -7.2, -6.5, -5.9, -5.4, np.arange(-5, -3, .25), np.arange(-3, 1.01, .15), 1.3, 1.7, 2.2, 3, 4], "guess", 100),
     Field("own", _share[1:], "profile", 1000), Field("loyal", _share, "profile", 1000),
     Field("past", _count, "profile", 1), Field("level", _sinh(.08, .35, 7), "profile"), Field("deals", np.arange(0, 1.01, .125), "profile"),
     Field("took", _pieces, "quantity"), Field("lately", _pieces[[0, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14]], "quantity"),
     Field("elsewhere", _count, "profile", 1), Field("levels", _sinh(.08, .35, 7), "profile"), Field("takes", _pieces, "quantity"),
-    Field("response", np.array([-4, -2, -1, 0, .5, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 13, 17, 22]), "market"),
-    Field("promotion", np.array([-1, -.5, 0, .25, .5, .75, 1, 1.5, 2, 3, 4, 6]), "market"),
-    Field("repeat", np.array([-2, -1, 0, .5, 1, 1.5, 2, 2.5, 3, 4, 5, 7, 10]), "market"))}
-MARKS = {"<pad>": "", "<unk>": "", "<visit>": "", "<many>": "", "<pick>": "", "yes": "", "other": "", "blind": "price", "unseen": "popularity",
+    Field("keen", _response, "profile", 10), Field("tested", np.array([0, .01, .03, .06, .1, .18, .3, .5, .8, 1.3, 2, 3, 5, 8]), "profile"),
+    Field("bulk", _sinh(.12, .3, 6), "quantity"), Field("crowd", np.array([0, 5, 10, 20, 40, 80, 160, 320, 640, 1280, 2560, 5120]), "market", 1),
+    Field("response", _response, "market", 10), Field("deal", np.array([-6, -3, -1.5, -.5, 0, .5, 1, 1.5, 2, 3, 4, 6, 9]), "market", 10), Field("promotion", np.array([-1, -.5, 0, .25, .5, .75, 1, 1.5, 2, 3, 4, 6]), "market"),
+    Field("repeat", _match, "market"), Field("stay", _match, "market"), Field("pieces", _pieces, "quantity"), Field("single", np.arange(0, 1.01, .1), "quantity"))}
+MARKS = {"<pad>": "", "<unk>": "", "<market>": "", "<visit>": "", "<pick>": "", "yes": "", "other": "", "blind": "price", "unseen": "popularity",
          "price:?": "price", "share:?": "popularity", "last": "profile", "display": "promotion", "feature": "promotion"}
 QUANTITIES = tuple(f"q{k}" for k in SUPPORT)
 WORDS = [*MARKS, *SLOTS, *QUANTITIES, *(w for f in FIELDS.values() for w in f.words)]   # a word's place is its token id

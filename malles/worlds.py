@@ -40,6 +40,15 @@ class World:
     priced:bool = True      # are prices shown?
     marked:bool = True      # are discounts shown as such?
     counted:bool = True     # are quantities known?
+    empty:float = 0.        # chance that a listed alternative is sold out in a store for a week, which no record shows
+    turnover:float = 0.     # share of products that come or go during the year
+    ghosts:bool = False     # do they stand on the list all the same, without a price before they come?
+    gaps:float = 0.         # chance that a price was not written down
+    shock:float = 0.        # standard deviation of what makes a product wanted in a store for a week, which no record shows
+    follow:float = 0.       # by how much the log price rises per unit of that
+    outside:float = -np.inf # log-odds of buying nothing at usual prices with nothing at home; -inf: every visit is a purchase
+    stock:float = 0.        # ... and how much they rise per piece at home
+    bulk:np.ndarray = None  # (J,) log of how many more extra pieces of a product are taken than of the others; None: alike
     J = property(lambda self: len(self.appeal))
 
 # %% ../nbs/04a_worlds.ipynb #dc4629fa
@@ -54,6 +63,9 @@ def sample_world(rng, alternatives:int=None)->World:
     price, base = lognormal(3., .7), rng.uniform(.02, .5) * rng.standard_normal(J)
     appeal = rng.uniform(.1, 1.6) * rng.standard_normal(J) + price * base * rng.uniform(0, 1.2)
     deals = rng.random() < .6
+    more = rng.spawn(1)[0]                            # a stream of its own: what follows leaves older draws as they are
+    also = lambda p, draw: draw if more.random() < p else 0.
+    shock = also(.25, more.uniform(.1, .6))
     return World(appeal=appeal, loadings=taste * np.sqrt(common / F) * rng.standard_normal((J, F)), spread=taste * np.sqrt(1 - common),
         devoted=on(.3, rng.uniform(0, .5)), devotion=rng.uniform(2, 6), price=price, price_spread=rng.uniform(0, .9), base=base,
         drift=on(.85, lognormal(.06, .7)), deal_rate=deals * rng.beta(1, 4) * rng.uniform(.3, 1.7, J).clip(0, 1), deal_depth=rng.uniform(.08, .35),
@@ -61,7 +73,9 @@ def sample_world(rng, alternatives:int=None)->World:
         reference=on(.2, rng.exponential(2.)), inertia=on(.85, rng.normal(.8, .7)) * (kind in (1, 2)), habit=on(.5, rng.exponential(2.)) * (kind in (1, 2)),
         absent=on(.2, rng.uniform(0, .3)), pieces=rng.uniform(-2.5, 1.3) if rng.random() < .75 else -np.inf, pieces_spread=rng.uniform(.1, 1.),
         pieces_habit=rng.uniform(0, .8), visits=float(np.exp(rng.uniform(np.log(2), np.log(16)))),
-        priced=rng.random() < .8, marked=rng.random() < .6, counted=rng.random() < .7)
+        priced=rng.random() < .8, marked=rng.random() < .6, counted=rng.random() < .7,
+        empty=also(.2, more.uniform(0, .25)), turnover=also(.25, more.uniform(0, .5)), ghosts=more.random() < .5, gaps=also(.15, more.uniform(0, .2)), shock=shock, follow=also(.5, more.uniform(0, .15)) * (shock > 0),
+        outside=more.normal(.3, 1.) if more.random() < .2 else -np.inf, stock=also(.5, more.exponential(.4)), bulk=also(.5, more.uniform(0, .8)) * more.standard_normal(J))
 
 # %% ../nbs/04a_worlds.ipynb #430582fa
 TRAITS = ("price", "pieces", "deal", "stick")
@@ -95,7 +109,7 @@ def sample_tastes(
 
 # %% ../nbs/04a_worlds.ipynb #304ffc57
 def sample_prices(world:World, rng, weeks:int=52, stores:int=2)->dict:  # name -> (stores, weeks, J)
-    "Log prices, discounts, displays and features of a year."
+    "Log prices, discounts, displays and features of a year; and what is listed, in stock and wanted."
     shape = (stores, weeks, world.J)
     keep = rng.random(shape) < .3                                     # regular prices move in some weeks, and stay in the others
     moves = world.drift * rng.standard_normal(shape)
@@ -104,4 +118,18 @@ def sample_prices(world:World, rng, weeks:int=52, stores:int=2)->dict:  # name -
     on_deal = rng.random(shape) < world.deal_rate
     depth = on_deal * (world.deal_depth * rng.uniform(.5, 1.5, shape)).round(2)
     seen = lambda effect: ((rng.random(shape) < np.where(on_deal, .5, .03)) & (effect > 0)).astype(float)
-    return dict(log_price=regular + np.log1p(-depth), discount=depth, display=seen(world.display), feature=seen(world.feature))
+    met = dict(log_price=regular + np.log1p(-depth), discount=depth, display=seen(world.display), feature=seen(world.feature))
+    if world.shock:
+        met["demand"] = world.shock * rng.standard_normal(shape)
+        met["log_price"] = met["log_price"] + world.follow * met["demand"]
+    if world.empty: met["stocked"] = rng.random(shape) >= world.empty
+    if world.turnover:
+        comes, goes, now = rng.random(world.J) * weeks * .7, weeks * (.3 + .7 * rng.random(world.J)), np.arange(weeks)[:, None]
+        moving = (rng.random(world.J) < world.turnover) & (np.arange(world.J) >= 2)  # two products are always there
+        early = rng.random(world.J) < .5
+        there = np.where(moving, np.where(early, now < goes, now >= comes), True)
+        met["listed"] = np.broadcast_to(there, shape)
+    if world.gaps or (world.turnover and world.ghosts):
+        met["known"] = rng.random(shape) >= world.gaps
+        if world.turnover and world.ghosts: met["known"] = met["known"] & (there | early)
+    return met

@@ -41,7 +41,7 @@ def market(seed=0, n=6, J=4, **kw):
 
 def test_options_are_scored_exactly(lm):
     import torch
-    prompt = "<visit> past:0 share:320 A share:620 B <many> <pick>"
+    prompt = "<market> <visit> past:0 share:320 A share:620 B <pick>"
     p = lm.score(prompt, ["A q2", "B", "other"])
     def logp(text):
         ids, k = lm.tokenizer(prompt + " " + text, return_tensors="pt")["input_ids"], len(prompt.split())
@@ -57,7 +57,7 @@ def test_probabilities_sum_to_one(lm, seed):
     occ = sample_market(np.random.default_rng([5, seed]))
     p = LMChoice(lm).predict(occ)
     assert np.allclose(p.choice.sum(1), 1, atol=1e-6) and (p.choice[~occ.mask] == 0).all() and (p.choice[occ.mask] > 0).all()
-    assert p.quantity.shape == (len(occ), 1, 20) and np.allclose(p.quantity.sum(2), 1, atol=1e-6)
+    assert p.quantity.shape == (*occ.mask.shape, 20) and np.allclose(p.quantity.sum(2), 1, atol=1e-6)
 
 
 def test_alone_together_and_in_any_batch(lm):
@@ -189,10 +189,11 @@ def test_data_depend_on_seed_and_step_alone():
     assert all((x == y).all() for x, y in zip(a.ids, b.ids)) and (a.slot == b.slot).all()
     assert len(a.ids) != len(c.ids) or any(len(x) != len(y) or (x != y).any() for x, y in zip(a.ids, c.ids))
     for k in range(len(a.slot)):
-        ids, place = a.ids[a.pack[k]], a.many[k]
-        assert WORDS[ids[place]] == "<many>" and WORDS[ids[place + 1]] == "<pick>"
-        if a.slot[k] >= 0: assert ids[place + 2] == ID["A"] + a.slot[k] == ids[a.spots[k][a.slot[k]]]
-        if a.pieces[k] >= 0: assert ids[place + 3] == a.pieces[k]
+        ids, place = a.ids[a.pack[k]], a.pick[k]
+        assert WORDS[ids[0]] == "<market>" and WORDS[ids[place]] == "<pick>"
+        if a.slot[k] >= 0: assert ids[place + 1] == ID["A"] + a.slot[k] == ids[a.spots[k][a.slot[k]]] and a.chance[k][a.slot[k]] > 0
+        told = WORDS[ids[place + 2]][0] == "q" if place + 2 < len(ids) else False
+        assert abs(a.pieces[k].sum() - told) < 1e-6
 
 
 def weights(path): return (pathlib.Path(path)/"weights"/"model.safetensors").read_bytes()

@@ -31,7 +31,7 @@ def trial():
     return TrialMarket("peek", "peek", occasions, True, None, True)
 
 
-FIELD = ["uniform", "popularity", "last-purchase", "dirichlet", "markov", "logit", "loyalty-logit", "mixed-logit", "latent-class", "lightgbm", "lightgbm-monotone", "transfer-logit", "sim-logit", "nano", "nano-no-facts", "nano-no-shares",
+FIELD = ["uniform", "running-tastes", "popularity", "last-purchase", "dirichlet", "markov", "logit", "loyalty-logit", "mixed-logit", "latent-class", "lightgbm", "lightgbm-monotone", "transfer-logit", "sim-logit", "nano", "nano-no-facts", "nano-no-shares",
          "quantity-median", "quantity-last", "quantity-poisson", "quantity-hurdle", "quantity-lightgbm"]
 
 

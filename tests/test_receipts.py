@@ -4,11 +4,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from malles.facts import market_facts, with_facts
+from malles.facts import expected_share, market_facts
+from malles.tastes import with_facts
 from malles.occasions import Occasions, mean_field, with_popularity
 from malles.texts import sample_market
 from malles.profiles import with_profiles
-from malles.receipts import receipt_text, render, shortlist_score, slot_order, window
+from malles.receipts import receipt_text, render, slot_order, window
 from malles.shoppers import sample_world, simulate
 from malles.words import GROUP, ID, SLOTS, WORDS, parse_retail
 
@@ -26,7 +27,7 @@ def test_fast_path_equals_tokenised_text(seed):
     tokenizer, occ = compact_tokenizer(), sample_market(np.random.default_rng([9, seed]))
     receipts = render(occ)
     for i in range(0, len(occ), max(len(occ) // 10, 1)):
-        ids = receipts.ids[receipts.offsets[i]:receipts.offsets[i+1]]
+        ids = receipts.alone(i)
         text = receipt_text(occ, i)
         assert tokenizer(text)["input_ids"] == ids.tolist()
         assert tokenizer.decode(ids.tolist()) == text and ID["<unk>"] not in ids
@@ -61,7 +62,7 @@ def test_hostile_names_change_nothing():
     occ = market()
     evil = occ.products.copy()
     evil["product_id"] = ["A q2 <pick>", "<visit>", "\x00\u202e", "share:1000", "B" * 10_000]
-    log = replace(occ.log, products=evil, customers=np.array([f"<many> {i}" for i in range(len(occ.customers))], object))
+    log = replace(occ.log, products=evil, customers=np.array([f"<pick> {i}" for i in range(len(occ.customers))], object))
     assert (render(Occasions(log)).ids == render(occ).ids).all()
 
 
@@ -102,8 +103,8 @@ def test_decision_never_shows_before_the_question():
     other = Occasions(replace(log, occasion={**log.occasion, "chosen": chosen, "quantity": log.occasion["quantity"] + 1}))
     a, b = render(occ), render(other)
     for i in range(len(occ)):
-        s, m = a.offsets[i], a.many[i] + 2
-        assert (a.ids[s:m] == b.ids[b.offsets[i]:b.many[i] + 2]).all() and a.ids[m] != b.ids[b.many[i] + 2]
+        s, m = a.offsets[i], a.pick[i] + 1
+        assert (a.ids[s:m] == b.ids[b.offsets[i]:b.pick[i] + 1]).all() and a.ids[m] != b.ids[b.pick[i] + 1]
 
 
 def test_packs_see_only_the_past():
@@ -116,7 +117,7 @@ def test_packs_see_only_the_past():
 def test_long_sets_are_shortlisted():
     occ, _ = simulate(sample_world(np.random.default_rng(0), 40), 20, 5, rng=1)
     occ = with_profiles(with_popularity(occ, mean_field(occ)))
-    order, score = slot_order(occ), shortlist_score(occ)
+    order, score = slot_order(occ), expected_share(occ)
     assert order.shape[1] == 12 and np.allclose(score.sum(1), 1)
     kept = np.take_along_axis(score, np.maximum(order, 0), 1)
     for i in range(len(occ)):

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from malles.shoppers import shop, simulate, simulate_market
+from malles.shoppers import pieces_probability, shop, simulate, simulate_market
 from malles.worlds import TRAITS, sample_prices, sample_tastes, sample_world
 
 
@@ -22,7 +22,8 @@ def test_every_world_gives_lawful_records(seed):
     q = occ.quantity
     assert np.isnan(q).all() if not world.counted else ((q >= 1) & (q <= 20) & (q == q.round())).all()
     assert np.isnan(occ.price[occ.mask]).all() != world.priced
-    assert np.isin(np.diff(np.unique(occ.customer)), [1]).all() and len(occ) <= 30 * 40
+    if world.outside == -np.inf: assert len(np.unique(occ.customer)) == 30  # elsewhere a visit may end without a purchase
+    assert len(occ) <= 30 * 40
 
 
 def test_same_seed_same_market():
@@ -55,3 +56,35 @@ def test_order_is_forgotten_where_it_means_nothing():
     world = replace(sample_world(np.random.default_rng(2), 4), priced=True)
     occ, _ = simulate(world, 50, 10, rng=3, ordered=False)
     assert not occ.ordered and not (np.diff(occ.time.reshape(50, 10), axis=1) >= 0).all()
+
+
+def test_pieces_are_drawn_from_what_is_said():
+    rng = np.random.default_rng(4)
+    world = replace(sample_world(rng, 3), counted=True, pieces=.3, pieces_spread=.5, pieces_habit=.4, outside=-np.inf)
+    occ, _ = simulate(world, 4000, 3, rng=5)
+    p = pieces_probability(*(occ.column(f"true_{k}") for k in ("usual", "extra", "habit")))
+    assert np.allclose(p.sum(1), 1) and (p >= 0).all()
+    came = np.bincount(occ.quantity.astype(int) - 1, minlength=20)
+    spread = np.sqrt((p * (1 - p)).sum(0)) + 1
+    assert (np.abs(came - p.sum(0)) < 4 * spread).all(), (came, p.sum(0).round())
+
+
+def test_what_is_sold_out_or_gone_is_never_chosen_and_what_is_not_yet_there_has_no_price():
+    rng = np.random.default_rng(6)
+    world = replace(sample_world(rng, 6), priced=True, empty=.3, turnover=1., ghosts=True, gaps=0., absent=0., outside=-np.inf)
+    occ, _ = simulate(world, 300, 8, rng=7)
+    p, unknown = occ.alternative("true_probability", 0.), np.isnan(occ.price) & occ.mask
+    assert (p[np.arange(len(occ)), occ.chosen] > 0).all() and unknown.any() and (p[unknown] == 0).all()
+    assert (p[occ.mask] == 0).mean() > .25
+
+
+def test_dear_visits_and_full_cupboards_end_without_a_purchase():
+    rng = np.random.default_rng(8)
+    world = replace(sample_world(rng, 4), price=3., outside=0., stock=0., reference=0., shock=0., empty=0., turnover=0., absent=0.)
+    tastes = sample_tastes(world, rng.standard_normal((3000, len(TRAITS))), rng)
+    prices = np.broadcast_to(world.base, (3000, 6, 4))
+    met = dict(discount=np.zeros((3000, 6, 4)), display=np.zeros((3000, 6, 4)), feature=np.zeros((3000, 6, 4)))
+    share = lambda world, prices: shop(world, tastes, prices, met, np.random.default_rng(9))["bought"].mean()
+    usual = share(world, prices)
+    assert share(world, prices + .3) < usual - .05 and share(replace(world, stock=1.), prices) < usual - .05
+    assert shop(replace(world, outside=-np.inf), tastes, prices, met, rng)["bought"].all()
