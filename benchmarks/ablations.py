@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd
 import malles.pretraining, malles.receipts
-from malles.elicitation import LMChoice, packs
+from malles.elicitation import LMChoice
+from malles.reading import packs
 from malles.folders import replace_file
 from malles.lm import LM
 from malles.network import Recipe

@@ -22,7 +22,7 @@ from malles.tuning import log_losses
 from malles.validation import cross_entropy, unseen_market
 
 SHAPES = [dict(width=32, layers=2, heads=1, inner=88), dict(width=64, layers=3, heads=2, inner=176), dict(width=128, layers=4, heads=4, inner=344)]
-STEPS = {32: (250, 1000, 4000), 64: (250, 1000, 3000), 128: (250, 1000)}   # of 4,000 tokens
+STEPS = {32: (250, 1000), 64: (250, 1000), 128: (250,)}   # of 4,000 tokens
 MARKETS = ("panels/catsup", "panels/ketchup", "panels/margarine", "panels/tuna", "tafeng")
 
 def simulated(model, markets=40):

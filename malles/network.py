@@ -45,7 +45,7 @@ def new_model(recipe:Recipe):
     from transformers import LlamaConfig, LlamaForCausalLM
     g, std = torch.Generator().manual_seed(recipe.seed), .05
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), hidden_size=recipe.width, intermediate_size=recipe.inner, num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads, num_key_value_heads=recipe.heads, max_position_embeddings=1024, tie_word_embeddings=True,
+        num_attention_heads=recipe.heads, num_key_value_heads=recipe.heads, max_position_embeddings=4096, tie_word_embeddings=True,
         bos_token_id=None, eos_token_id=None, pad_token_id=0, attention_dropout=0.))
     with torch.no_grad():
         for name, p in model.named_parameters():

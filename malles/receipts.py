@@ -82,7 +82,7 @@ def _offers(occasions:Occasions, order, blind, unseen):
     seen, count, off, bulk = value("popularity"), value("own_count"), value("discount"), value("bulk")
     priced = real & ~blind[:, None]
     cells = [_cells("worth", pick(worth(occasions))), np.where(np.isnan(seen), _mark("share:?", ~unseen[:, None] & real), _cells("share", seen)),
-        _cells("own", value("own_share"), count > 0), _cells("loyal", value("loyalty"), (count > 0) & occasions.ordered),
+        _cells("own", value("own_share"), (count > 0) & (not occasions.ordered)), _cells("loyal", value("loyalty"), (count > 0) & occasions.ordered),
         _mark("last", (value("last") > 0) & occasions.ordered),
         np.where(np.isnan(price), _mark("price:?", priced), _cells("price", price)), _cells("move", move), _cells("off", off, off > .005),
         _mark("display", value("display") > 0), _mark("feature", value("feature") > 0),
@@ -147,7 +147,7 @@ def receipt_text(occasions:Occasions, i:int=0, answer:bool=True, seed:int=0)->st
     return render(occasions[[i]], answer, seed).text()
 
 # %% ../nbs/10b_receipts.ipynb #1c795c78
-STRIDE, OVERLAP = 4, 2
+STRIDE, OVERLAP = 12, 4
 
 def window(occasions:Occasions):  # purchases: rows of the log; first (n,), stop (n,)
     "What each visit has in sight: purchases[first[i]:stop[i]], all of them strictly earlier."

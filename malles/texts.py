@@ -30,7 +30,7 @@ def hide(rng, column, chance:float):  # the column, or all NaN
 def sample_market(rng):  # (Occasions of the reading households, all columns on)
     "A market from the prior, as its readers see it."
     C = int(rng.choice([1, 2, 3], p=[.6, .25, .15]))
-    others, readers = int(np.exp(rng.uniform(np.log(6), np.log(600)))), 8
+    others, readers = int(np.exp(rng.uniform(np.log(6), np.log(600)))), 6
     worlds = [sample_world(rng) for _ in range(C)]
     if rng.random() < .7: worlds = [replace(w, priced=worlds[0].priced, marked=worlds[0].marked, counted=worlds[0].counted) for w in worlds]
     shops = (rng.random((others + readers, C)) < .7) | (np.arange(C) == rng.integers(C))
@@ -58,8 +58,9 @@ class Texts:
     slot:np.ndarray   # (K,) letter that was taken, -1 for other
     pieces:np.ndarray # (K, 20) true probabilities of the pieces of what was taken; zeros where quantities are not told
 
-def packs_of(occasions, seed:int=0, slots:int=len(SLOTS), most:int=12, rng=None)->list:  # [(ids, pick, spots, chance, slot, pieces)]
+def packs_of(occasions, seed:int=0, slots:int=len(SLOTS), most:int=6, rng=None)->list:  # [(ids, pick, spots, chance, slot, pieces)]
     "Some packs of a market's readers."
+    if not len(occasions): return []                                  # a year in which none of them bought
     r, (purchases, first, _) = render(occasions, seed=seed, slots=slots), window(occasions)
     K = r.order.shape[1]
     true = np.where(r.order >= 0, np.take_along_axis(occasions.alternative("true_probability", 0.), np.maximum(r.order, 0), 1), 0) + 1e-9 * (r.order >= 0)

@@ -21,7 +21,8 @@ from .metrics import calibration_slope
 from .predictions import Dirichlet
 from .words import FIELDS, ID
 from .texts import sample_market
-from .elicitation import LMChoice, over_alternatives, packs, read_packs
+from .reading import over_alternatives, packs, read_packs
+from .elicitation import LMChoice
 
 # %% ../nbs/13b_validation.ipynb #115f69a3
 FIRST_SEED = 10**6   # training uses seeds (seed, step) with a small seed
@@ -87,10 +88,12 @@ def position_effect(
 def without_field(texts, word:str):  # Packs
     "The same texts without the words of one field."
     ids = [ID[w] for w in (FIELDS[word].words if word in FIELDS else [word])]
-    struck = [np.isin(t, ids) for t in texts.texts]
-    before = [np.r_[0, m.cumsum()] for m in struck]
-    spots = np.array([np.where(s >= 0, s - before[k][np.maximum(s, 0)], -1) for k, s in zip(texts.text, texts.spots)])
-    return replace(texts, texts=[t[~m] for t, m in zip(texts.texts, struck)], spots=spots.reshape(texts.spots.shape))
+    struck, apart = ([np.isin(t, ids) for t in some] for some in (texts.texts, texts.visits))
+    before, inside = ([np.r_[0, m.cumsum()] for m in some] for some in (struck, apart))
+    count = [before[k] if j < 0 else inside[j] for k, j in zip(texts.text, texts.visit)]   # struck before each place, decision by decision
+    spots = np.array([np.where(s >= 0, s - n[np.maximum(s, 0)], -1) for s, n in zip(texts.spots, count)]).reshape(texts.spots.shape)
+    cut = np.array([c - before[k][c] for k, c in zip(texts.text, texts.cut)], int)
+    return replace(texts, texts=[t[~m] for t, m in zip(texts.texts, struck)], visits=[t[~m] for t, m in zip(texts.visits, apart)], cut=cut, spots=spots)
 
 def field_value(
     model:LMChoice,
@@ -105,7 +108,7 @@ def field_value(
         whole, n = loss(texts), n + len(occ)
         for f in fields:
             less = without_field(texts, f)
-            tokens = sum(map(len, texts.texts)) - sum(map(len, less.texts))
+            tokens = sum(map(len, texts.texts + texts.visits)) - sum(map(len, less.texts + less.visits))
             if tokens: lost[f] += loss(less) - whole
             used[f] += tokens
     table = pd.DataFrame(dict(tokens=used, nats=lost)) / n

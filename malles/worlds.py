@@ -65,10 +65,11 @@ def sample_world(rng, alternatives:int=None)->World:
     deals = rng.random() < .6
     more = rng.spawn(1)[0]                            # a stream of its own: what follows leaves older draws as they are
     also = lambda p, draw: draw if more.random() < p else 0.
+    trial = more.spawn(1)[0]                          # where prices are tried out, nothing blurs what they do
     shock = also(.25, more.uniform(.1, .6))
     return World(appeal=appeal, loadings=taste * np.sqrt(common / F) * rng.standard_normal((J, F)), spread=taste * np.sqrt(1 - common),
         devoted=on(.3, rng.uniform(0, .5)), devotion=rng.uniform(2, 6), price=price, price_spread=rng.uniform(0, .9), base=base,
-        drift=on(.85, lognormal(.06, .7)), deal_rate=deals * rng.beta(1, 4) * rng.uniform(.3, 1.7, J).clip(0, 1), deal_depth=rng.uniform(.08, .35),
+        drift=on(.85, lognormal(.06, .7)) + (trial.random() < .2) * trial.uniform(.1, .5), deal_rate=deals * rng.beta(1, 4) * rng.uniform(.3, 1.7, J).clip(0, 1), deal_depth=rng.uniform(.08, .35),
         deal=on(.5, rng.exponential(2.)), display=on(.35, lognormal(.7, .6)), feature=on(.35, lognormal(.6, .6)),
         reference=on(.2, rng.exponential(2.)), inertia=on(.85, rng.normal(.8, .7)) * (kind in (1, 2)), habit=on(.5, rng.exponential(2.)) * (kind in (1, 2)),
         absent=on(.2, rng.uniform(0, .3)), pieces=rng.uniform(-2.5, 1.3) if rng.random() < .75 else -np.inf, pieces_spread=rng.uniform(.1, 1.),

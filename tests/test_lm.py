@@ -11,7 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from malles.elicitation import LMChoice, packs, read_packs
+from malles.elicitation import LMChoice
+from malles.reading import packs, read_packs
 from malles.facts import market_facts
 from malles.lm import LM, WEIGHTS
 from malles.occasions import Occasions, mean_field, with_popularity
