@@ -50,7 +50,7 @@ VARIANTS = {
     "one draw as target": (dict(), malles.pretraining, dict(sample_texts=one_draw)),
     "no guess in the text": (dict(), malles.receipts, dict(worth=no_word)),
     "no earlier visits in sight": (dict(), malles.receipts, dict(STRIDE=1, OVERLAP=0)),
-    "6 to 13 earlier visits in sight": (dict(), malles.receipts, dict(STRIDE=8, OVERLAP=6)),
+    "2 to 5 earlier visits in sight": (dict(), malles.receipts, dict(STRIDE=4, OVERLAP=2)),
 }
 
 def main():

@@ -96,7 +96,7 @@ def visit(world:World, tastes:Tastes, rng, occasions_each=None, weeks:int=52, st
     order, who = np.broadcast_to(np.arange(T), (H, T)), np.nonzero(real)[0]
     return dict(customer=who, time=(week * 128 + order)[real], sizes=there.sum(1), product=np.nonzero(there)[1],
         chosen=(there.cumsum(1) - 1)[np.arange(len(there)), done["chosen"][real]], quantity=done["pieces"][real].astype(float),
-        occasion=dict(true_usual=done["usual"][who], true_extra=done["extra"][real], true_habit=np.full(len(who), world.pieces_habit)),
+        occasion=dict(true_price=(tastes.price + world.reference)[who], true_usual=done["usual"][who], true_extra=done["extra"][real], true_habit=np.full(len(who), world.pieces_habit)),
         alternative={"price": np.where(known, 2 * np.exp(flat(met["log_price"])), np.nan), "discount": np.where(known, flat(met["discount"]), np.nan), "display": flat(met["display"]),
                      "feature": flat(met["feature"]), "true_utility": flat(done["utility"]), "true_probability": flat(done["probability"])})
 

@@ -108,9 +108,11 @@ def test_decision_never_shows_before_the_question():
 
 
 def test_packs_see_only_the_past():
-    occ = market()
+    occ = with_profiles(simulate(replace(sample_world(np.random.default_rng(0), 4), absent=0., turnover=0.), 4, 60, rng=1)[0])
     purchases, first, stop = window(occ)
-    assert (purchases[first] >= occ.past_start).all() and (stop - first <= 5).all()
+    seen, past = stop - first, occ.column("n_past")
+    assert (purchases[first] >= occ.past_start).all() and (seen[past < 24] == past[past < 24]).all()
+    assert seen[past >= 24].min() == 8 and seen[past >= 24].max() == 31
     assert all((purchases[a:b] < s).all() for a, b, s in zip(first, stop, occ.past_stop))
 
 
