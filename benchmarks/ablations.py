@@ -20,7 +20,8 @@ from malles.lm import LM
 from malles.network import Recipe
 from malles.pretraining import pretrain
 from malles.texts import sample_texts
-from malles.validation import cross_entropy, unseen_market
+from malles.metrics import cross_entropy
+from malles.validation import unseen_market
 
 BASE = dict(width=64, layers=3, heads=2, inner=176, tokens=4000, warmup=40, seed=1)
 

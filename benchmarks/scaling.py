@@ -19,7 +19,8 @@ from malles.market import read_market
 from malles.network import Recipe
 from malles.pretraining import pretrain
 from malles.tuning import log_losses
-from malles.validation import cross_entropy, unseen_market
+from malles.metrics import cross_entropy
+from malles.validation import unseen_market
 
 SHAPES = [dict(width=32, layers=2, heads=1, inner=88), dict(width=64, layers=3, heads=2, inner=176), dict(width=128, layers=4, heads=4, inner=344)]
 STEPS = {32: (250, 1000), 64: (250, 1000), 128: (250,)}   # of 4,000 tokens

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['plain', 'tastes_matrix', 'records', 'Posterior', 'posterior_predictive', 'implied_response', 'shuffled_past',
-           'Certificate', 'cross_entropy', 'certify_world', 'certify', 'main']
+           'Certificate', 'certify_world', 'certify', 'main']
 
 # %% ../nbs/13c_certificate.ipynb #81c7f228
 from dataclasses import dataclass, fields, replace, MISSING
@@ -15,7 +15,7 @@ import numpy as np, pandas as pd
 
 # %% ../nbs/13c_certificate.ipynb #0c4f72f0
 from .facts import log_price
-from .metrics import clustered_mean
+from .metrics import clustered_mean, cross_entropy
 from .occasions import Occasions, mean_field, with_popularity
 from .predictions import Dirichlet
 from .profiles import with_profiles
@@ -157,8 +157,6 @@ class Certificate:
             price_correlation=over_all.model, price_correlation_posterior=over_all.posterior, price_correlation_predictive=over_all.predictive,
             price_correlation_within=within.model, price_correlation_within_posterior=within.posterior, price_slope=slope.model, price_slope_predictive=slope.predictive,
             shuffle_cost=cost, shuffle_low=low, shuffle_high=high, shuffle_moved=taste.moved.mean())
-
-def cross_entropy(q, p): return -(q * np.log(np.maximum(p, 1e-9))).sum(1)
 
 def certify_world(model, k:int, households:int, occasions:int, crowd:int, **exact)->tuple:  # (occasions, households)
     "The rows of one world."

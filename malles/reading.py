@@ -13,7 +13,7 @@ import numpy as np
 
 # %% ../nbs/11b_reading.ipynb #6a10c005
 from .occasions import Occasions
-from .predictions import SUPPORT
+from .predictions import SUPPORT, softmax
 from .facts import expected_share
 from .words import ID, SLOTS
 from .receipts import Receipts, render, window
@@ -125,17 +125,13 @@ def read_packs(
     return letters, pieces
 
 # %% ../nbs/11b_reading.ipynb #6a10c021
-def _softmax(x):
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
-
 def over_alternatives(occasions:Occasions, letters, pieces, order):  # (n, J), (n, J, K)
     "From letters to alternatives. Beyond twelve, what the shortlist left out keeps its share of `expected_share`, and the pieces that the others would be taken in."
     p, q = np.zeros(occasions.mask.shape), np.zeros((*occasions.mask.shape, len(SUPPORT)), np.float32)
     if not len(p): return p, q
     i, k = np.nonzero(order >= 0)
-    p[i, order[i, k]] = _softmax(np.where(order >= 0, letters.astype(float), -np.inf))[i, k]
-    each = _softmax(pieces)
+    p[i, order[i, k]] = softmax(np.where(order >= 0, letters.astype(float), -np.inf))[i, k]
+    each = softmax(pieces)
     q[:] = np.einsum("nj,njk->nk", p[np.arange(len(p))[:, None], np.maximum(order, 0)] * (order >= 0), each)[:, None]
     q[i, order[i, k]] = each[i, k]
     if p.shape[1] <= len(SLOTS): return p, q

@@ -11,7 +11,7 @@ import numpy as np
 
 # %% ../nbs/08b_tastes.ipynb #ecd1ba3e
 from .occasions import Occasions, with_popularity
-from .predictions import ChoiceModel, Predictions
+from .predictions import ChoiceModel, Predictions, softmax
 from .facts import MarketFacts, crowd_share, expected_share, log_price, market_facts, moves, shown
 
 # %% ../nbs/08b_tastes.ipynb #3d0854ee
@@ -27,10 +27,6 @@ def stay_bonus(repeat, stay):
     return (4 * np.nan_to_num(np.asarray(stay) - repeat)).clip(0, 2)
 
 # %% ../nbs/08b_tastes.ipynb #0dbbf72d
-def _softmax(v):
-    e = np.exp(v - v.max(1, keepdims=True, initial=-1e9))
-    return e / e.sum(1, keepdims=True)
-
 def update(
     v, x, y,     # (n, K) utilities (-50: not there) and price moves, (n,) what was chosen
     b, P,        # (n, K) tastes so far (they are part of v) and their variances
@@ -40,11 +36,11 @@ def update(
     n, new, more = np.arange(len(v)), b, r
     hit = np.zeros_like(v); hit[n, y] = 1
     for _ in range(6):
-        p = _softmax(v + new - b + (more - r)[:, None] * x)
+        p = softmax(v + new - b + (more - r)[:, None] * x)
         new = new + (((hit - p) - (new - b) / P) / (p * (1 - p) + 1 / P)).clip(-1.5, 1.5)  # far from the mode a full step goes too far
         mean = (p * x).sum(1)
         more = more + (x[n, y] - mean - (more - r) / Q) / ((p * x**2).sum(1) - mean**2 + 1 / Q)
-    p = _softmax(v + new - b + (more - r)[:, None] * x)
+    p = softmax(v + new - b + (more - r)[:, None] * x)
     return new, 1 / (1 / P + p * (1 - p)), more, 1 / (1 / Q + (p * x**2).sum(1) - (p * x).sum(1)**2)
 
 # %% ../nbs/08b_tastes.ipynb #07aa52c7
@@ -119,7 +115,7 @@ def worth(occasions:Occasions):  # (n, J) nats, NaN where there is no alternativ
 
 def guess(occasions:Occasions):  # (n, J) probabilities
     "The softmax of `worth`."
-    return np.where(occasions.mask, _softmax(np.where(occasions.mask, worth(occasions), -50.)), 0)
+    return np.where(occasions.mask, softmax(np.where(occasions.mask, worth(occasions), -50.)), 0)
 
 class RunningTastes(ChoiceModel):
     "The guess as a choice model: what the language model has to improve on. Its fit takes moments of the training customers."

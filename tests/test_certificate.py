@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from malles.certificate import certify, cross_entropy, implied_response, main, plain, posterior_predictive, records, shuffled_past, tastes_matrix
+from malles.certificate import certify, implied_response, main, plain, posterior_predictive, records, shuffled_past, tastes_matrix
 from malles.facts import log_price
+from malles.metrics import cross_entropy
 from malles.occasions import Occasions
-from malles.predictions import ChoiceModel, Predictions
+from malles.predictions import ChoiceModel, Predictions, softmax
 from malles.profiles import with_profiles
-from malles.shoppers import simulate, softmax
+from malles.shoppers import simulate
 from malles.worlds import sample_world
 
 

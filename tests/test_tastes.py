@@ -11,7 +11,7 @@ from malles.profiles import with_profiles
 from malles.shoppers import sample_world, simulate
 from malles.tastes import RunningTastes, guess, own_tastes, update, with_facts, worth
 from malles.texts import sample_market
-from malles.validation import cross_entropy
+from malles.metrics import cross_entropy
 
 
 def market(seed=0, ordered=True, **kw):
