@@ -103,8 +103,8 @@ A causal language model of {parameters:,} parameters that reads receipts in mall
 and gives exact probabilities for what a household buys next and how many pieces.
 
 - **Data**: simulated shoppers only (`malles.shoppers`, seeds {seed}/0 to {seed}/{step}; about {tokens:,} tokens). No real record. Folds: none.
-- **Made by**: `python -m malles.pretraining --out DIR --steps {steps} --width {width} --layers {layers} --seed {seed}` (all settings: `card.json`); {step} of {steps} steps, one CPU thread.
-- **Limits**: categories of 2 to 12 alternatives (more are shortlisted); prices relative to the set; no names, no text, no outside option.
+- **Made by**: `python -m malles.pretraining --out DIR --steps {steps} --width {width} --layers {layers} --seed {seed}` (all settings: `card.json`); {step} of {steps} steps. How the shipped copy came about: `nbs/12c_pretraining.ipynb`.
+- **Limits**: categories of 2 to 12 alternatives (more are shortlisted); prices relative to the set; no names, no text; whether anything is bought is not asked.
 """
 
 def export(model, recipe:Recipe, step:int, folder)->Path:
