@@ -147,7 +147,7 @@ def receipt_text(occasions:Occasions, i:int=0, answer:bool=True, seed:int=0)->st
     return render(occasions[[i]], answer, seed).text()
 
 # %% ../nbs/10b_receipts.ipynb #1c795c78
-STRIDE, OVERLAP = 24, 8
+STRIDE, OVERLAP = 16, 4
 
 def window(occasions:Occasions):  # purchases: rows of the log; first (n,), stop (n,)
     "What each visit has in sight: purchases[first[i]:stop[i]], all of them strictly earlier."

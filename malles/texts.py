@@ -42,8 +42,9 @@ def sample_market(rng):  # (Occasions of the reading households, all columns on)
     others, readers = int(np.exp(rng.uniform(np.log(6), np.log(600)))), 6
     worlds = [sample_world(rng) for _ in range(C)]
     if rng.random() < .7: worlds = [replace(w, priced=worlds[0].priced, marked=worlds[0].marked, counted=worlds[0].counted) for w in worlds]
+    if rng.random() < .2: worlds = [replace(w, priced=False) for w in worlds]
     shops = (rng.random((others + readers, C)) < .7) | (np.arange(C) == rng.integers(C))
-    occ, _ = simulate_market(worlds, rng.standard_normal((others + readers, len(TRAITS))), rng, ordered=rng.random() > .2, shops=shops)
+    occ, _ = simulate_market(worlds, rng.standard_normal((others + readers, len(TRAITS))), rng, ordered=rng.random() > .3, shops=shops)
     counted = occ[occ.customer < others]
     if rng.random() < .9: occ = with_popularity(occ, mean_field(counted), counted)
     occ = with_profiles(occ)

@@ -111,8 +111,8 @@ def test_packs_see_only_the_past():
     occ = with_profiles(simulate(replace(sample_world(np.random.default_rng(0), 4), absent=0., turnover=0.), 4, 60, rng=1)[0])
     purchases, first, stop = window(occ)
     seen, past = stop - first, occ.column("n_past")
-    assert (purchases[first] >= occ.past_start).all() and (seen[past < 24] == past[past < 24]).all()
-    assert seen[past >= 24].min() == 8 and seen[past >= 24].max() == 31
+    assert (purchases[first] >= occ.past_start).all() and (seen[past < 16] == past[past < 16]).all()
+    assert seen[past >= 16].min() == 4 and seen[past >= 16].max() == 19
     assert all((purchases[a:b] < s).all() for a, b, s in zip(first, stop, occ.past_stop))
 
 
