@@ -36,7 +36,7 @@ class LMChoice(ChoiceModel):
         if lm.card is None: raise ValueError(f"{lm.name} has no card.json: what it was trained on is unknown, so it is not scored; export it with malles.pretraining.export")
         if lm.card.get("words") != hashlib.sha256(" ".join(WORDS).encode()).hexdigest():
             raise ValueError(f"{lm.name} was trained on other words than this version of malles writes; train it again")
-        self.name, self.lm, self.reads_facts, self.orders, self.seed, self.progress, self.facts = lm.name, lm, facts, orders, seed, progress, None
+        self.name, self.lm, self.reads_facts, self.orders, self.seed, self.progress, self.facts, self.tilt = lm.name, lm, facts, orders, seed, progress, None, None
 
     @classmethod
     def nano(cls, **kw)->"LMChoice":
@@ -44,9 +44,25 @@ class LMChoice(ChoiceModel):
         return cls(LM.from_pretrained("nano"), **kw)
 
     def fit(self, occasions:Occasions)->"LMChoice":
-        "Remember the market's facts: usual prices and a few moments."
-        self.facts = market_facts(occasions) if self.reads_facts else None
+        "Remember the market's facts: usual prices, a few moments, and how many pieces are taken beside how many this model foresees."
+        self.facts = self.tilt = None
+        if self.reads_facts:
+            self.facts = market_facts(occasions)
+            self.tilt = self._pieces_tilt(occasions)
         return self
+
+    def _pieces_tilt(self, occasions, most=100, trust=20):  # (categories, K)
+        "How much more often each number is taken than foreseen, from at most so many purchases of a category; the foreseen counts as `trust` purchases."
+        told = occasions[(occasions.chosen >= 0) & (occasions.quantity > .5)]
+        order = np.random.default_rng(self.seed).permutation(len(told))
+        order = order[np.argsort(told.category[order], kind="stable")]
+        nth = np.arange(len(order)) - np.searchsorted(told.category[order], told.category[order])
+        some, shape = told[np.sort(order[nth < most])], (len(occasions.categories), len(SUPPORT))
+        taken, foreseen = np.zeros(shape), np.full(shape, 1e-9)
+        np.add.at(taken, (told.category, told.quantity.clip(1, SUPPORT[-1]).round().astype(int) - 1), 1)
+        np.add.at(foreseen, some.category, self._ask(with_facts(some, self.facts), [{}])[0].quantity_of(some.chosen))
+        foreseen /= foreseen.sum(1, keepdims=True)
+        return (taken + trust * foreseen) / (taken.sum(1, keepdims=True) + trust) / foreseen
 
     def read(self, occasions:Occasions, mu=None)->Occasions:
         "The occasions as this model sees them."
@@ -68,9 +84,11 @@ class LMChoice(ChoiceModel):
         chunk:int=20_000,    # decisions at once
     )->list:                 # Predictions, one per scenario
         "`predict` of the replaced occasions, all scenarios at once: the past that they share is read once."
+        return self._ask(self.read(occasions, mu), scenarios, chunk) if scenarios else []
+
+    def _ask(self, seen, scenarios, chunk=20_000):
         from tqdm.auto import tqdm
-        if not scenarios: return []
-        seen, shape = self.read(occasions, mu), occasions.mask.shape
+        shape = seen.mask.shape
         views, step = [seen.replace(**s) for s in scenarios], max(chunk // len(scenarios), 1)
         choice, pieces = np.zeros((len(views), *shape)), np.zeros((len(views), *shape, len(SUPPORT)), np.float32)
         with tqdm(total=len(views) * len(seen) * self.orders, disable=not self.progress, desc=f"{self.name}: decisions") as bar:
@@ -83,4 +101,7 @@ class LMChoice(ChoiceModel):
                         at = s, slice(a, a + len(part)), slice(0, part.mask.shape[1])
                         for total, new in zip((choice, pieces), over_alternatives(part, *x)): total[at] += new / self.orders
         pieces[pieces.sum(3) == 0] = 1 / len(SUPPORT)                       # where there is no alternative
+        if self.tilt is not None:
+            pieces *= self.tilt[seen.category][:, None].astype(np.float32)
+            pieces /= pieces.sum(3, keepdims=True)
         return [Predictions(p, q, SUPPORT, name=self.name) for p, q in zip(choice, pieces)]

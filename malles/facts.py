@@ -117,7 +117,8 @@ def _mean_by(code, value, size):  # (size,), NaN where there is none
     return np.divide(np.bincount(code[ok], value[ok], size), n, out=np.full(size, np.nan), where=n > 0), n
 
 def market_facts(occasions:Occasions)->MarketFacts:
-    "Facts of these (training) occasions, which carry profiles and popularity."
+    "Facts of these (training) occasions, which carry profiles and popularity. Raises ValueError where there are none."
+    if not len(occasions): raise ValueError(f"{occasions.market}: no training occasions to take facts from")
     code, C, P = occasions.product.astype(int), len(occasions.categories), len(occasions.products)
     usual, _ = _mean_by(code.ravel(), log_price(occasions).ravel(), P)
     bought, past = occasions.chosen >= 0, (occasions.column("n_past") > 0)[:, None]

@@ -171,6 +171,17 @@ def test_fitting_reads_facts_and_changes_no_weight(lm):
     assert LMChoice(lm, facts=False).fit(occ).facts is None
 
 
+def test_pieces_follow_the_crowds_margin(lm):
+    occ = market()
+    log = occ.log
+    twos = Occasions(replace(log, occasion={**log.occasion, "quantity": np.where(np.arange(len(log.occasion["quantity"])) % 10 == 0, 1., 2.)}))
+    p = LMChoice(lm).fit(twos).predict(twos)
+    margin = p.quantity_of(twos.chosen).mean(0)
+    assert np.allclose(p.quantity.sum(2), 1, atol=1e-5) and .05 < margin[0] < .2 and margin[1] > .7          # 180 purchases: nine tenths took two
+    assert LMChoice(lm).predict(twos).quantity_of(twos.chosen).mean(0)[1] < .3                                # and the model had not known
+    with pytest.raises(ValueError, match="no training occasions"): LMChoice(lm).fit(twos[np.zeros(len(twos), bool)])
+
+
 def test_a_model_without_card_or_with_other_words_is_refused(folder, tmp_path):
     lm = LM.from_pretrained(folder)
     with pytest.raises(ValueError, match="card"): LMChoice(LM(lm.model, lm.tokenizer, "x"))
