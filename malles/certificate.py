@@ -101,7 +101,7 @@ def posterior_predictive(
 def implied_response(
     model,
     occasions:Occasions,
-    step:float=.1,  # log prices move by half of it either way
+    step:float=.4,  # log prices move by half of it either way
 ):                  # (n,) NaN where no price is known
     "Own-price response of each occasion: minus the slope of the log-odds in the log price."
     i, j = np.nonzero(occasions.mask & ~np.isnan(log_price(occasions)))
