@@ -24,7 +24,7 @@ def compact_tokenizer():
     from transformers import PreTrainedTokenizerFast
     core = Tokenizer(WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
     core.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", pad_token="<pad>", model_max_length=1024)
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", pad_token="<pad>", model_max_length=4096)
 
 # %% ../nbs/11_lm.ipynb #0ea42224
 WEIGHTS = Path(__file__).parent/"weights" if "__file__" in globals() else Path("../malles/weights")
