@@ -75,7 +75,7 @@ def audit(
         for name, mark in marks.items():
             some = (CODE >= 0) & mark[CODE]                                       # (words,)
             words = _in_sight(t, some)
-            row = dict(field=name, told=words > 0, words=words, mass=mass[:, mark].sum(1))
+            row = dict(field=name, told=words > 0, words=words, mass=np.where(words > 0, mass[:, mark].sum(1), np.nan))
             for way in WAYS:
                 touched = some if way == "strike" else some & (KIND >= 0)
                 here = _in_sight(t, touched) > 0
