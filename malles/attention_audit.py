@@ -13,7 +13,8 @@ from .occasions import Occasions
 from .words import FIELDS, ID, QUANTITIES, WORDS
 from .reading import joined, over_alternatives, packs, read_packs
 from .elicitation import LMChoice
-from .validation import cross_entropy, rewritten
+from .metrics import cross_entropy, total_variation
+from .validation import rewritten
 from .attention import CODE, ECONOMIC, attention_mass
 
 # %% ../nbs/14b_attention_audit.ipynb #7b195e0f
@@ -67,7 +68,7 @@ def audit(
     if not several: raise ValueError("there is no decision to audit")
     texts = [joined(packs(o, seed=model.seed)) for o in several]
     pool = np.concatenate([ids for t in texts for ids in t.texts])
-    change = dict(strike=lambda ids, some: strike(ids, some), swap=lambda ids, some: swap(ids, some, pool, rng), nudge=lambda ids, some: nudge(ids, some, rng))
+    change = dict(strike=strike, swap=lambda ids, some: swap(ids, some, pool, rng), nudge=lambda ids, some: nudge(ids, some, rng))
     for seen, t in zip(several, texts):
         true = seen.alternative("true_probability", 0.) if seen.has("true_probability") else np.eye(seen.mask.shape[1])[np.maximum(seen.chosen, 0)]
         answer = lambda t: over_alternatives(seen, *read_packs(model.lm, t), t.order)[0]
@@ -80,7 +81,7 @@ def audit(
                 touched = some if way == "strike" else some & (KIND >= 0)
                 here = _in_sight(t, touched) > 0
                 q = answer(rewritten(t, lambda ids: change[way](ids, touched))) if here.any() else p
-                row |= {way: np.where(here, .5 * np.abs(p - q).sum(1), np.nan), f"{way}_loss": np.where(here, cross_entropy(true, q) - cross_entropy(true, p), np.nan)}
+                row |= {way: np.where(here, total_variation(p, q), np.nan), f"{way}_loss": np.where(here, cross_entropy(true, q) - cross_entropy(true, p), np.nan)}
             parts.append(pd.DataFrame(row))
     return pd.concat(parts).groupby("field").mean().sort_values("mass", ascending=False)
 

@@ -15,7 +15,7 @@ import numpy as np, pandas as pd
 
 # %% ../nbs/13c_certificate.ipynb #0c4f72f0
 from .facts import log_price
-from .metrics import clustered_mean, cross_entropy
+from .metrics import clustered_mean, cross_entropy, total_variation
 from .occasions import Occasions, mean_field, with_popularity
 from .predictions import Dirichlet
 from .profiles import with_profiles
@@ -177,7 +177,7 @@ def certify_world(model, k:int, households:int, occasions:int, crowd:int, **exac
                               model=cross_entropy(q, p), dirichlet=cross_entropy(q, base))),
             pd.DataFrame(dict(world=k, taste_only=not (world.inertia or world.habit or world.reference), known=best.known[at], true=log(price[ends.customer]),
                               posterior=best.log_price[at], predictive=log(best.response[at]), model=log(implied_response(model, ends)), below=best.below[at],
-                              cost=cross_entropy(true, mixed) - cross_entropy(true, now), moved=np.abs(mixed - now).sum(1) / 2)))
+                              cost=cross_entropy(true, mixed) - cross_entropy(true, now), moved=total_variation(mixed, now))))
 
 def certify(
     model,              # a ChoiceModel; it is fitted on each world's crowd

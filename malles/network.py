@@ -13,6 +13,7 @@ import numpy as np
 
 # %% ../nbs/12b_network.ipynb #8bad4df0
 from .words import FIELDS, ID, WORDS
+from .reading import length_batches, padded
 from .texts import Texts
 
 # %% ../nbs/12b_network.ipynb #4db8111e
@@ -73,15 +74,10 @@ def smooth_numbers(model, width:float):
 def batches(texts:Texts, most:int=2048):  # yields (ids (B, T), (row (k,), pick (k,), spots (k, 12), chance (k, 12), slot (k,), pieces (k, 20)))
     "Parts of similar length, so that little is padding."
     import torch
-    n, i = len(texts.ids), 0
-    while i < n:
-        j = i + 1
-        while j < n and (j + 1 - i) * len(texts.ids[j]) <= most: j += 1
-        ids = np.zeros((j - i, len(texts.ids[j-1])), np.int64)
-        for row, x in zip(ids, texts.ids[i:j]): row[:len(x)] = x
-        k = (texts.pack >= i) & (texts.pack < j)
-        yield torch.from_numpy(ids), [torch.from_numpy(v[k] - i if v is texts.pack else v[k]) for v in (texts.pack, texts.pick, texts.spots, texts.chance, texts.slot, texts.pieces)]
-        i = j
+    for group in length_batches([len(t) for t in texts.ids], most):
+        k = np.isin(texts.pack, group)
+        yield padded([texts.ids[t] for t in group]), [torch.from_numpy(v) for v in
+            (np.searchsorted(group, texts.pack[k]), texts.pick[k], texts.spots[k], texts.chance[k], texts.slot[k], texts.pieces[k])]
 
 def losses(model, ids, decisions):  # (choices,), (pieces,), (letters,)
     "Cross-entropies with the true probabilities: which (from `yes` at the letters), how many of what was taken (at its letter), and both again as a text that goes on after <pick>."

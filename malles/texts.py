@@ -78,7 +78,7 @@ def packs_of(occasions, seed:int=0, slots:int=len(SLOTS), most:int=6, rng=None)-
     chance[:, :K] = true / true.sum(1, keepdims=True)
     told = ~np.isnan(occasions.quantity)[:, None]
     pieces = np.where(told, pieces_probability(*(occasions.column(f"true_{k}") for k in ("usual", "extra", "habit"))), 0)
-    last = np.r_[first[1:] != first[:-1], True] if len(first) else np.zeros(0, bool)   # the last visit that shares a start
+    last = np.r_[first[1:] != first[:-1], True]                       # the last visit that shares a start
     ends, out = np.flatnonzero(last), []
     if rng is not None: ends = rng.permutation(ends)[:most]
     for e in ends:
