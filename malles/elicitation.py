@@ -18,6 +18,7 @@ from .predictions import ChoiceModel, Predictions, SUPPORT
 from .facts import market_facts
 from .tastes import with_facts
 from .words import WORDS
+from .receipts import with_items
 from .lm import LM
 from .reading import over_alternatives, packs, read_packs
 
@@ -60,7 +61,7 @@ class LMChoice(ChoiceModel):
         some, shape = told[np.sort(order[nth < most])], (len(occasions.categories), len(SUPPORT))
         taken, foreseen = np.zeros(shape), np.full(shape, 1e-9)
         np.add.at(taken, (told.category, told.quantity.clip(1, SUPPORT[-1]).round().astype(int) - 1), 1)
-        np.add.at(foreseen, some.category, self._ask(with_facts(some, self.facts), [{}])[0].quantity_of(some.chosen))
+        np.add.at(foreseen, some.category, self._ask(self._with_knowledge(some), [{}])[0].quantity_of(some.chosen))
         foreseen /= foreseen.sum(1, keepdims=True)
         return (taken + trust * foreseen) / (taken.sum(1, keepdims=True) + trust) / foreseen
 
@@ -71,7 +72,13 @@ class LMChoice(ChoiceModel):
         if kept is not None and (fold_of(occasions.market, occasions.customers[np.unique(occasions.customer)]) != kept).any():
             raise ValueError(f"{self.lm.name} was trained on customers of {occasions.market} outside fold {kept}: it may be scored on fold {kept} only")
         if mu is not None: occasions = with_popularity(occasions, mu)
-        return occasions if self.facts is None else with_facts(occasions, self.facts)
+        return self._with_knowledge(occasions)
+
+    def _with_knowledge(self, occasions):
+        "The facts that it was fitted to, and its words for the products of this market."
+        if self.facts is not None: occasions = with_facts(occasions, self.facts)
+        items = (self.lm.card.get("items") or {}).get(occasions.market)
+        return with_items(occasions, items) if items else occasions
 
     def predict(self, occasions:Occasions, mu=None)->Predictions:
         "Exact probabilities of every alternative (n, J), and of the pieces if it is taken (n, J, K)."
