@@ -49,7 +49,7 @@ class LMChoice(ChoiceModel):
         self.facts = self.tilt = None
         if self.reads_facts:
             self.facts = market_facts(occasions)
-            self.tilt = self._pieces_tilt(occasions)
+            if occasions.market not in (self.lm.card.get("folds") or {}): self.tilt = self._pieces_tilt(occasions)   # a model trained on this market knows its pieces
         return self
 
     def _pieces_tilt(self, occasions, most=100, trust=20):  # (categories, K)
@@ -61,7 +61,7 @@ class LMChoice(ChoiceModel):
         some, shape = told[np.sort(order[nth < most])], (len(occasions.categories), len(SUPPORT))
         taken, foreseen = np.zeros(shape), np.full(shape, 1e-9)
         np.add.at(taken, (told.category, told.quantity.clip(1, SUPPORT[-1]).round().astype(int) - 1), 1)
-        np.add.at(foreseen, some.category, self._ask(self._with_knowledge(some), [{}])[0].quantity_of(some.chosen))
+        np.add.at(foreseen, some.category, self._ask(with_facts(some, self.facts), [{}])[0].quantity_of(some.chosen))
         foreseen /= foreseen.sum(1, keepdims=True)
         return (taken + trust * foreseen) / (taken.sum(1, keepdims=True) + trust) / foreseen
 
@@ -72,11 +72,10 @@ class LMChoice(ChoiceModel):
         if kept is not None and (fold_of(occasions.market, occasions.customers[np.unique(occasions.customer)]) != kept).any():
             raise ValueError(f"{self.lm.name} was trained on customers of {occasions.market} outside fold {kept}: it may be scored on fold {kept} only")
         if mu is not None: occasions = with_popularity(occasions, mu)
-        return self._with_knowledge(occasions)
+        return self._named(occasions if self.facts is None else with_facts(occasions, self.facts))
 
-    def _with_knowledge(self, occasions):
-        "The facts that it was fitted to, and its words for the products of this market."
-        if self.facts is not None: occasions = with_facts(occasions, self.facts)
+    def _named(self, occasions):
+        "With its words for the products and prices of this market, where it was trained on it."
         items = (self.lm.card.get("items") or {}).get(occasions.market)
         return with_items(occasions, items) if items else occasions
 
@@ -96,7 +95,7 @@ class LMChoice(ChoiceModel):
     def _ask(self, seen, scenarios, chunk=20_000):
         from tqdm.auto import tqdm
         shape = seen.mask.shape
-        views, step = [seen.replace(**s) for s in scenarios], max(chunk // len(scenarios), 1)
+        views, step = [self._named(seen.replace(**s)) if "price" in s else seen.replace(**s) for s in scenarios], max(chunk // len(scenarios), 1)
         choice, pieces = np.zeros((len(views), *shape)), np.zeros((len(views), *shape, len(SUPPORT)), np.float32)
         with tqdm(total=len(views) * len(seen) * self.orders, disable=not self.progress, desc=f"{self.name}: decisions") as bar:
             for a in range(0, len(seen), step):

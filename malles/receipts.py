@@ -87,7 +87,7 @@ def _offers(occasions:Occasions, order, blind, unseen):
         np.where(np.isnan(price), _mark("price:?", priced), _cells("price", price)), _cells("move", move), _cells("off", off, off > .005),
         _mark("display", value("display") > 0), _mark("feature", value("feature") > 0),
         _cells("bulk", bulk, np.abs(bulk) > .06),
-        np.where(value("item") >= 0, value("item"), -1).astype(int),
+        *(np.where(value(k) >= 0, value(k), -1).astype(int) for k in ("item", "tag")),
         np.broadcast_to(ID["A"] + np.arange(order.shape[1]), order.shape)]
     return np.where(real[:, :, None], np.stack(cells, -1), -1).reshape(len(order), -1)
 
@@ -150,12 +150,24 @@ def receipt_text(occasions:Occasions, i:int=0, answer:bool=True, seed:int=0)->st
 # %% ../nbs/10b_receipts.ipynb #0d9b5cf1
 def with_items(
     occasions:Occasions,
-    items:dict,    # "category/product_id" -> number of its word
+    items:dict,    # "category/product_id", or "category/product_id@1.490" for a price -> number of the word
 )->Occasions:
-    "Occasions whose alternatives carry the token of their product: the column `item`, NaN where there is none."
-    p = occasions.log.products
-    token = np.array([len(WORDS) + items.get(f"{c}/{i}", np.nan) for c, i in zip(p.category, p.product_id)], float)
-    return occasions.with_columns(alternative=dict(item=token[occasions.log.alternative["product"]]))
+    "Occasions whose alternatives carry the tokens of their product and of its exact price: the columns `item` and `tag`, NaN where there is none."
+    p, log = occasions.log.products, occasions.log
+    names = [f"{c}/{i}" for c, i in zip(p.category, p.product_id)]
+    token = np.array([len(WORDS) + items.get(name, np.nan) for name in names], float)
+    columns, place = dict(item=token[log.alternative["product"]]), {name: k for k, name in enumerate(names)}
+    tags = [(place[name], round(float(price) * 1000), k) for name, price, k in ((*key.rsplit("@", 1), k) for key, k in items.items() if "@" in key) if name in place]
+    if tags and "price" in log.alternative:
+        product, price, k = np.array(sorted(tags)).T
+        code = lambda product, price: product.astype(np.int64) * 10**9 + np.round(np.nan_to_num(price.astype(float), nan=-1) * 1000).astype(np.int64)
+        known = code(product, price / 1000)
+        def tag(c):
+            at = np.searchsorted(known, c).clip(max=len(known) - 1)
+            return np.where(known[at] == c, len(WORDS) + k[at], np.nan)
+        columns["tag"] = tag(code(log.alternative["product"], log.alternative["price"]))
+        if "price" in occasions.overrides: occasions = Occasions(log, occasions.rows, {**occasions.overrides, "tag": tag(code(occasions.product, occasions.price))})
+    return occasions.with_columns(alternative=columns)
 
 # %% ../nbs/10b_receipts.ipynb #1c795c78
 STRIDE, OVERLAP = 16, 4

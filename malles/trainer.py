@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 # %% ../nbs/16b_trainer.ipynb #a27d6599
 import numpy as np, torch
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 # %% ../nbs/16b_trainer.ipynb #2a47427c
@@ -38,7 +38,7 @@ class ChoiceSFTConfig(SFTConfig):
     batch_tokens:int = field(default=4096, metadata=dict(help="tokens of a batch, padding included; per_device_train_batch_size is not read"))
     use_cpu:bool = field(default_factory=lambda: not torch.cuda.is_available())
     bf16:bool = False
-    gradient_checkpointing:bool = False
+    activation_checkpointing:bool = False
     report_to:str = "none"
     remove_unused_columns:bool = False
     dataloader_pin_memory:bool = False
@@ -120,6 +120,7 @@ class ChoiceSFTTrainer(SFTTrainer):
     def __init__(self, model, args:ChoiceSFTConfig, train_dataset, eval_dataset=None, **kw):
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, data_collator=lambda rows: collate(rows, args.views if self.model.training else 1), **kw)
         self.prior = attention_prior(args.attention_prior) if args.attention_prior else None
+        if args.disable_tqdm: self.remove_callback(PrinterCallback)
         if args.stay_close: self.add_callback(StayClose(self.model, args.stay_close))
         self.sums, self.loss_is_scaled_for_ga = defaultdict(lambda: np.zeros(2)), False
         batches = self._batches(train_dataset, True)
