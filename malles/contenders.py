@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KNOWN', 'ANYWHERE', 'CARRY', 'Elsewhere', 'elsewhere', 'language_model', 'weights_hash', 'reader', 'Stranger',
-           'model_name', 'receipt_reader', 'contenders_for']
+           'is_post_trained', 'model_name', 'receipt_reader', 'contenders_for']
 
 # %% ../nbs/54c_contenders.ipynb #b3d9fdc7
 from functools import lru_cache, partial
@@ -63,8 +63,8 @@ def weights_hash(name:str)->str:
     "Hash of a checkpoint's weights, tokenizer and card. Raises FileNotFoundError for a folder without safetensors."
     import malles
     folder = Path(malles.__file__).parent/"weights"/"nano" if name == "nano" else Path(name)
-    files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json"))
-    if not any(f.suffix == ".safetensors" for f in files): raise FileNotFoundError(f"no model {name!r}: expected nano, or a folder with model.safetensors")
+    files = [f for pattern in ("*.safetensors", "*.json", "fold[0-4]/*.safetensors", "fold[0-4]/*.json") for f in sorted(folder.glob(pattern))]
+    if not any(f.suffix == ".safetensors" for f in files): raise FileNotFoundError(f"no model {name!r}: expected nano, a folder with model.safetensors, or one of malles posttrain")
     h = hashlib.sha256()
     for f in files: h.update(f.read_bytes())
     return h.hexdigest()[:16]
@@ -72,6 +72,9 @@ def weights_hash(name:str)->str:
 def reader(name:str, facts:bool=True, shares:bool=True)->ChoiceModel:
     "The language model as a choice model, with or without the market's facts and shares."
     from malles.elicitation import LMChoice
+    if is_post_trained(name):
+        from malles.posttraining import PostTrained
+        return PostTrained(name)
     model = LMChoice(language_model(name, weights_hash(name)), facts=facts)
     return model if shares else Stranger(model)
 
@@ -83,9 +86,11 @@ class Stranger(ChoiceModel):
         return self
     def predict(self, occasions, mu=None): return self.model.predict(occasions.without("popularity"))
 
+def is_post_trained(model:str)->bool: return any(Path(model).glob("fold[0-4]/card.json"))
+
 def model_name(model:str)->str:
-    "What a language model is called in tables: nano, or its folder's name."
-    return "nano" if model == "nano" else Path(model).resolve().name
+    "What a language model is called in tables: nano, its folder's name, or nano+post."
+    return "nano" if model == "nano" else reader(model).name if is_post_trained(model) else Path(model).resolve().name
 
 def receipt_reader(model:str):
     "(train, test, position) -> the receipt of a test occasion exactly as the language model reads it."
@@ -119,5 +124,6 @@ def contenders_for(
         rows = {"": dict(), "-no-facts": dict(facts=False), "-no-shares": dict(facts=False, shares=False)}
         taken = {c.name for c in out} & {model_name(model) + suffix for suffix in rows}
         if taken: raise ValueError(f"--model {model}: its name {', '.join(taken)} is that of another model in the table; rename the folder")
-        return out + [Contender(model_name(model) + suffix, partial(reader, model, **kw), splits=ANYWHERE, version=version) for suffix, kw in rows.items()]
+        base, post = (reader(model).base, [Contender(model_name(model), partial(reader, model), splits=("customer",) if reader(model).knows(trial.source) else ANYWHERE, version=version)]) if is_post_trained(model) else (model, [])
+        return out + [Contender(model_name(base) + suffix, partial(reader, base, **kw), splits=ANYWHERE, version=weights_hash(base)) for suffix, kw in rows.items()] + post
     return field

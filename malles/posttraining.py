@@ -122,14 +122,15 @@ def posttrain_fold(
     progress:bool=True,
 )->Path:
     "One post-trained model with its card. Stopped, it continues; finished, it is left alone."
-    import torch
+    from transformers.utils import logging
     from malles.trainer import ChoiceSFTConfig, ChoiceSFTTrainer
+    logging.disable_progress_bar()
     out, work = Path(out), Path(out)/"work"
     each = [parts(o, fold) for o in markets]
     words = own_words([seen for seen, _, _ in each], recipe)
     train, inner = lessons([s for s, _, _ in each], [i for _, i, _ in each], words, recipe)
     lm = with_more_words(LM.from_pretrained(base), sum(map(len, words.values())), recipe.seed)
-    card = dict(name=f"{lm.name}+post", base=lm.name, base_sha256=(lm.card or {}).get("sha256"), words=(lm.card or {}).get("words"), folds={o.market: fold for o in markets}, data=_digest(train), recipe=asdict(recipe), items=words)
+    card = dict(name=f"{lm.name}+post", base=base, base_sha256=(lm.card or {}).get("sha256"), words=(lm.card or {}).get("words"), folds={o.market: fold for o in markets}, data=_digest(train), recipe=asdict(recipe), items=words)
     if (out/"card.json").exists():
         there = json.loads((out/"card.json").read_text())
         if {k: there.get(k) for k in card} != card: raise ValueError(f"{out}: holds a model of other data or another recipe; choose another folder")
@@ -151,7 +152,7 @@ def posttrain_fold(
     card |= dict(sha256=hashlib.sha256((part/"model.safetensors").read_bytes()).hexdigest(), parameters=sum(p.numel() for p in model.parameters()), inner=curve)
     (part/"card.json").write_text(json.dumps(card, indent=1) + "\n")
     (part/"README.md").write_text(MODEL_CARD.format(fold=fold, markets=", ".join(card["folds"]), **card))
-    for f in part.iterdir(): os.replace(f, out/f.name)
+    for f in sorted(part.iterdir(), key=lambda f: f.name == "card.json"): os.replace(f, out/f.name)      # the card last: it says that all is there
     part.rmdir(); shutil.rmtree(work)
     return out
 
@@ -196,7 +197,9 @@ class PostTrained(ChoiceModel):
         self.folder, self.kw, self.train, self.models = Path(folder), kw, None, {}
         self.cards = {int(p.parent.name[4:]): json.loads(p.read_text()) for p in sorted(self.folder.glob("fold[0-4]/card.json"))}
         if not self.cards: raise FileNotFoundError(f"{folder}: no fold0/card.json to fold4/card.json; make them with malles posttrain")
-        self.name = next(iter(self.cards.values()))["name"]
+        self.name, self.base = (next(iter(self.cards.values()))[k] for k in ("name", "base"))
+
+    def knows(self, market:str)->bool: return any(market in card["folds"] for card in self.cards.values())
 
     def fit(self, occasions:Occasions)->"PostTrained":
         "Remember the market's facts; no weight changes."
@@ -211,6 +214,12 @@ class PostTrained(ChoiceModel):
             self.models[fold].name = self.name
             if self.train is not None: self.models[fold].fit(self.train)
         return self.models[fold]
+
+    def read(self, occasions:Occasions, mu=None)->Occasions:
+        "The occasions of one fold as their model sees them."
+        fold = np.unique(fold_of(occasions.market, occasions.customers[np.unique(occasions.customer)]))
+        if len(fold) != 1: raise ValueError(f"these customers are of folds {fold.tolist()}, each of which another model reads; ask for one fold at a time")
+        return self.model(int(fold[0])).read(occasions, mu)
 
     def predict(self, occasions:Occasions, mu=None)->Predictions:
         return self.what_if(occasions, [{}], mu)[0]
