@@ -35,6 +35,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'malles.attention_audit.swap': ('attention_audit.html#swap', 'malles/attention_audit.py')},
             'malles.bench': { 'malles.bench.BenchResult': ('bench.html#benchresult', 'malles/bench.py'),
                               'malles.bench.Contender': ('bench.html#contender', 'malles/bench.py'),
+                              'malles.bench._born_deaf': ('bench.html#_born_deaf', 'malles/bench.py'),
+                              'malles.bench._deaf': ('bench.html#_deaf', 'malles/bench.py'),
                               'malles.bench._keep': ('bench.html#_keep', 'malles/bench.py'),
                               'malles.bench.bench': ('bench.html#bench', 'malles/bench.py'),
                               'malles.bench.code_hash': ('bench.html#code_hash', 'malles/bench.py'),

@@ -1,4 +1,6 @@
 "The bench: jobs are known by what they depend on, half files are done again, small markets and strange names do no harm."
+import signal
+
 import numpy as np, pandas as pd, pytest
 
 from malles.bench import Contender, bench, contender, data_hash
@@ -107,3 +109,15 @@ def test_a_model_may_not_take_another_s_name(choices, tmp_path):
     (folder/"model.safetensors").write_bytes(b"12345678")
     with pytest.raises(ValueError): contenders_for(t, str(folder))
     assert model_name("nano") == "nano" and model_name(str(folder)) == "dirichlet"
+
+
+class Listener:
+    name = "listener"
+    def fit(self, occasions): raise ValueError(f"{signal.getsignal(signal.SIGINT).name}, blocked: {signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])}")
+
+
+def test_workers_are_deaf_to_ctrl_c(choices, tmp_path):
+    "A terminal sends it to all; only the parent answers, and it stops them."
+    result = bench(trials(choices), [Contender("listener", Listener)], tmp_path, ("customer",), workers=2, quiet=True)
+    assert {f["why"] for f in result.summary["failed"]} == {"ValueError: SIG_IGN, blocked: True"}  # blocked: from birth
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, []) and signal.getsignal(signal.SIGINT) is signal.default_int_handler
