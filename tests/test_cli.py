@@ -30,7 +30,8 @@ def held(whole, name):
 
 # the same, for a process of its own: `python -c DRIVER names... -- arguments...` stands still at the last of the names
 DRIVER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background of a shell are born with Ctrl-C ignored
 sys.path.insert(0, "tests")
 import malles.contenders as contenders, malles.cli
 from test_cli import held, only
@@ -209,7 +210,9 @@ def test_stopped_in_the_middle_and_continued(market, result, tmp_path, monkeypat
     until = time.perf_counter() + 90
     while len(list(tmp_path.glob("parts/*.npz"))) < 3 and run.poll() is None and time.perf_counter() < until: time.sleep(.02)
     if run.poll() is None: os.killpg(run.pid, signal.SIGINT)  # as a terminal does: the whole group, workers included
-    said, errors = run.communicate(timeout=60)
+    try: said, errors = run.communicate(timeout=60)
+    finally:
+        if run.poll() is None: os.killpg(run.pid, signal.SIGKILL)  # it stands still and would outlive the test
     assert 3 <= len(list(tmp_path.glob("parts/*.npz"))) < len(list(result[0].glob("parts/*.npz"))), errors
     assert run.returncode == 130, (run.returncode, errors)
     assert errors == "malles: stopped; the same command continues where it was\n"
