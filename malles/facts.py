@@ -63,10 +63,15 @@ def expected_share(
     return score / score.sum(1, keepdims=True)
 
 def crowd_share(occasions:Occasions):  # (n, J), rows sum to one over mask
-    "The crowd's shares, as if each product had been bought half a time more; equal ones where they are unknown. The size of the crowd is 100 purchases where no fact tells it."
-    mask, s = occasions.mask, occasions.alternative("popularity")
-    count = occasions.column("market_count").astype(float)[:, None] if "market_count" in occasions.log.occasion else 100.
-    s = np.where(mask, np.where(np.isnan(s), 1, s * count + .5), 0)
+    """The crowd's shares, as if each product had been bought half a time more; those that are unknown share equally what the known leave.
+    The size of the crowd is 100 purchases where no fact tells it. Announced shares were not counted, so they are taken as they are."""
+    mask, s, o = occasions.mask, occasions.alternative("popularity").astype(float), occasions.log.occasion
+    count = occasions.column("market_count").astype(float)[:, None] if "market_count" in o else 100.
+    known = mask & ~np.isnan(s)
+    left = np.maximum(1 - np.where(known, s, 0).sum(1, keepdims=True), 0) / np.maximum((mask & ~known).sum(1, keepdims=True), 1)
+    s = np.where(known, s, left)
+    s = np.where(occasions.column("announced")[:, None], np.maximum(s, 1e-9), s * count + .5) if "announced" in o else s * count + .5
+    s = np.where(mask, s, 0)
     return s / s.sum(1, keepdims=True)
 
 def surprise(
