@@ -161,6 +161,8 @@ def test_shares_can_be_replaced(lm):
     other = replace(mu, share=mu.share[::-1].copy())
     a, b = LMChoice(lm).predict(occ, mu).choice, LMChoice(lm).predict(occ, other).choice
     assert np.abs(a - LMChoice(lm).predict(occ).choice).max() < 1e-6 and np.abs(a - b).max() > 1e-4
+    whatif = occ.replace(popularity=np.arange(1, occ.mask.shape[1] + 1))
+    assert np.abs(LMChoice(lm).predict(whatif).choice - a).max() > 1e-4 and np.abs(LMChoice(lm).predict(whatif, mu).choice - a).max() < 1e-6   # mu wins
 
 
 def test_fitting_reads_facts_and_changes_no_weight(lm):
