@@ -29,6 +29,7 @@ class MarketFacts:
     stay:np.ndarray       # (categories,) ... his last one
     pieces:np.ndarray     # (categories,) mean pieces of a purchase
     single:np.ndarray     # (categories,) share of purchases of one piece
+    categories:np.ndarray # (categories,) names
 
 def log_price(occasions:Occasions):  # (n, J), NaN where there is no price
     "Log of the prices; what is not positive counts as unknown."
@@ -138,4 +139,4 @@ def market_facts(occasions:Occasions)->MarketFacts:
     last = np.where(past & occasions.ordered, occasions.alternative("last"), np.nan)
     X = np.stack([-moves(occasions, usual), occasions.alternative("discount").astype(float), shown(occasions)], 2)
     response, deal, promotion = leaning(occasions, X, (.2, .2, 1.), (.2, .1, 1.)).T
-    return MarketFacts(usual, bulk, np.bincount(occasions.category[bought], minlength=C).astype(float), response, deal, promotion, match(occasions, np.where(past, occasions.alternative("own_share"), np.nan)), match(occasions, last), pieces, single)
+    return MarketFacts(usual, bulk, np.bincount(occasions.category[bought], minlength=C).astype(float), response, deal, promotion, match(occasions, np.where(past, occasions.alternative("own_share"), np.nan)), match(occasions, last), pieces, single, occasions.categories)

@@ -126,3 +126,13 @@ def test_unknown_shares_share_what_the_known_leave():
     s = crowd_share(whatif)
     assert np.allclose(s, (np.array([.5, .2, .1, .1, .1]) * 100 + .5) / 102.5)
     assert np.allclose(crowd_share(occ.replace(popularity=np.nan)), .2) and np.allclose(crowd_share(with_popularity(occ, announced(occ, [np.nan] * 5))), .2)
+
+
+def test_facts_of_another_log_are_refused():
+    occ, facts = market(), market_facts(market(1))
+    with_facts(occ, facts)                                              # as many products and the same categories: nothing tells them apart
+    for other in (replace(facts, usual=facts.usual[:-1]), replace(facts, categories=np.array(["tea"], object))):
+        with pytest.raises(ValueError, match=r"another log, with \d products in 1 categories \(.*5 products in 1 categories \(category0\)"): with_facts(occ, other)
+    fitted = RunningTastes().fit(market())
+    world = replace(sample_world(np.random.default_rng(0), 4), priced=True)
+    with pytest.raises(ValueError, match="another log"): fitted.predict(with_profiles(simulate(world, 5, 3, rng=0)[0]))
