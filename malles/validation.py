@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIRST_SEED', 'unseen_market', 'validate', 'priced_pairs', 'price_law', 'position_effect', 'rewritten',
-           'without_field', 'field_value', 'law_markets', 'laws', 'describe', 'main']
+           'without_field', 'field_value', 'calibration', 'law_markets', 'laws', 'describe', 'main']
 
 # %% ../nbs/13b_validation.ipynb #311b8aee
 from copy import copy
@@ -126,19 +126,24 @@ def field_value(
     return table.assign(per_token=1000 * table.nats / table.tokens).sort_values("nats", ascending=False).rename_axis("field")
 
 # %% ../nbs/13b_validation.ipynb #a758aac1
+def calibration(model:LMChoice, markets:int=80)->dict:
+    "Slope of the model on simulated markets, and of the truth on the same choices."
+    read = [unseen_market(k) for k in range(100, 100 + markets)]
+    wide = max(o.mask.shape[1] for o in read)
+    whole = lambda f: np.concatenate([np.pad(x, ((0, 0), (0, wide - x.shape[1]))) for x in map(f, read)])
+    slope = lambda f: calibration_slope(whole(f), np.concatenate([o.chosen for o in read]), whole(lambda o: o.mask))
+    return dict(calibration_slope=slope(lambda o: model.predict(o).choice), slope_of_truth=slope(lambda o: o.alternative("true_probability", 0.)), choices=sum(map(len, read)))
+
 def law_markets(n:int=20): # list of Occasions
     "Simulated markets that show prices, some occasions of each."
     some = (o[np.linspace(0, len(o) - 1, min(len(o), 12)).astype(int)] for o in map(unseen_market, range(500, 600)) if len(o))
     return [o for o, _ in zip((o for o in some if np.isfinite(o.price).any()), range(n))]
 
 def laws(model:LMChoice, markets:int=20)->dict:
-    "Price law (share of pairs that pass), position effect (probability) and calibration slope (and the truth's own, on the same draws) on simulated markets."
-    some, read = law_markets(markets), [unseen_market(k) for k in range(100, 100 + 4 * markets)]
-    pairs, wide = [len(priced_pairs(o)[0]) for o in some], max(o.mask.shape[1] for o in read)
-    whole = lambda f: np.concatenate([np.pad(x, ((0, 0), (0, wide - x.shape[1]))) for x in map(f, read)])
-    slope = lambda f: calibration_slope(whole(f), np.concatenate([o.chosen for o in read]), whole(lambda o: o.mask))
-    return dict(price_law=float(np.average([price_law(model, o) for o in some], weights=pairs)), pairs=sum(pairs), position_effect=float(np.mean([position_effect(model, o) for o in some])),
-        calibration_slope=slope(lambda o: model.predict(o).choice), slope_of_truth=slope(lambda o: o.alternative("true_probability", 0.)), choices=sum(map(len, read)))
+    "Price law (share of pairs that pass) and position effect (probability) on simulated markets, and calibration on four times as many."
+    some = law_markets(markets)
+    pairs = [len(priced_pairs(o)[0]) for o in some]
+    return dict(price_law=float(np.average([price_law(model, o) for o in some], weights=pairs)), pairs=sum(pairs), position_effect=float(np.mean([position_effect(model, o) for o in some]))) | calibration(model, 4 * markets)
 
 def describe(
     table:pd.DataFrame,  # of validate
