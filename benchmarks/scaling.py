@@ -1,4 +1,4 @@
-"""What a larger model or more simulated households would buy: log-loss against parameters and decisions read.
+"""What a larger model or more simulated text would buy: log-loss against parameters and tokens read.
 
     python benchmarks/scaling.py --out runs/scaling [--data ../shared/data] [--minutes M] [--results benchmarks/results/scaling.json]
 

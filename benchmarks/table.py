@@ -1,7 +1,8 @@
 """The README's table from a finished bench: log-loss and hit rate of every model on the headline markets.
 
     malles bench --markets DIR [DIR ...] --out runs/bench
-    python benchmarks/table.py runs/bench
+    python benchmarks/table.py runs/bench              which product
+    python benchmarks/table.py runs/bench --quantity   how many: CRPS and absolute error, on first visits and later ones
 """
 import argparse, json
 from pathlib import Path
@@ -22,11 +23,22 @@ def headline_table(out, split="customer"):
     return loss.loc[order], hit.loc[order], summary
 
 
+def quantity_table(out, split="customer"):
+    "Market and model x metric: how well the pieces are foreseen, with and without a past."
+    rows = pd.read_csv(Path(out)/"rows.csv")
+    one = rows[(rows.split == split) & rows.metric.str.match("quantity_(crps|mae)")]
+    one = one[(one.category == "all") | ~one.market.isin(one.market[one.category == "all"])]
+    wanted = [f"quantity_{m}{apart}" for m in ("crps", "mae") for apart in ("", "_first", "_later")]
+    return one.pivot(index=["market", "model"], columns="metric", values="value").reindex(columns=wanted).rename(columns=lambda c: c.removeprefix("quantity_"))
+
+
 def main():
     parser = argparse.ArgumentParser(description="Print the table of a finished bench as Markdown, and its figures as one line of JSON.")
     parser.add_argument("out", type=Path, help="folder of a finished `malles bench`")
     parser.add_argument("--split", default="customer", choices=["customer", "time", "category"])
+    parser.add_argument("--quantity", action="store_true", help="the pieces instead of the product")
     args = parser.parse_args()
+    if args.quantity: return print(quantity_table(args.out, args.split).round(3).to_string())
     loss, hit, summary = headline_table(args.out, args.split)
     cell = lambda m, k: f"{loss.loc[m, k]:.3f} ({hit.loc[m, k]:.0%})" if loss.loc[m, k] == loss.loc[m, k] else ""
     print("| " + " | ".join(["model", *loss.columns]) + " |")

@@ -7,10 +7,12 @@ __all__ = ['GRID', 'data_hash', 'code_hash', 'Contender', 'contender', 'run_job'
            'jobs_of', 'bench', 'peak_memory_mb', 'summarise', 'save_result']
 
 # %% ../nbs/54b_bench.ipynb #6604ace3
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from multiprocessing import resource_tracker
 from pathlib import Path
-import hashlib, json, platform, resource, sys, time, warnings
+import hashlib, json, platform, resource, signal, sys, time, warnings
 
 # %% ../nbs/54b_bench.ipynb #604fa83f
 import numpy as np, pandas as pd
@@ -118,6 +120,18 @@ def jobs_of(trials, contenders, splits, folds):
                 if split in c.splits: jobs.append((trial, split, there, c))
     return jobs, skipped
 
+def _deaf():
+    "Workers ignore Ctrl-C, which a terminal sends to all: who began them stops them."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+@contextmanager
+def _born_deaf():
+    "Ctrl-C waits for the end of this block, and does not reach workers of it before they ignore it."
+    resource_tracker.ensure_running()  # begun later, it would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try: yield
+    finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
 def bench(
     trials:list,            # of TrialMarket
     contenders,             # list of Contender, or trial -> list
@@ -140,9 +154,10 @@ def bench(
     data = {t.name: data_hash(t) for t in trials}
     single = [(i, int(fold)) for i, (_, _, there, _) in enumerate(jobs) for fold in there]
     todo = (delayed(run_job)(jobs[i][3], jobs[i][0], jobs[i][1], fold, out, data[jobs[i][0].name], seed) for i, fold in single)
-    with warnings.catch_warnings(), parallel_config("loky", inner_max_num_threads=1) if workers > 1 else parallel_config("sequential"):
+    with warnings.catch_warnings(), parallel_config("loky", inner_max_num_threads=1, initializer=_deaf) if workers > 1 else parallel_config("sequential"):
         warnings.filterwarnings("ignore", message="A worker stopped")  # joblib renews a worker that has grown; nothing is lost
-        done = list(tqdm(Parallel(n_jobs=workers, return_as="generator")(todo), total=len(single), disable=quiet, unit="job", file=sys.stderr))
+        with _born_deaf(): coming = Parallel(n_jobs=workers, return_as="generator")(todo)
+        done = list(tqdm(coming, total=len(single), disable=quiet, unit="job", file=sys.stderr))
     if workers > 1: get_reusable_executor().shutdown(wait=True)  # ended workers are counted in the peak memory
     pooled, rows, failed, grids = {}, [], [], []
     for i, (trial, split, there, c) in enumerate(jobs):

@@ -72,26 +72,33 @@ def posterior_predictive(
     blocks:int=150,       # at most
     seed:int=0,
 )->Posterior:
-    "Bayes' rule by importance sampling over the households of a world."
+    "Bayes' rule by importance sampling over the households of a world. Raises ValueError where the records do not hold all that the households met."
+    hidden = dict(shock=world.shock, empty=world.empty, ghosts=world.ghosts and world.turnover, outside=world.outside > -np.inf, gaps=world.gaps, priced=not world.priced, marked=world.deal and not world.marked)
+    if any(hidden.values()): raise ValueError(f"no record shows all of what moves the choices in this world ({', '.join(k for k, v in hidden.items() if v)}), so this is not its posterior: pass plain(world) and a market simulated from it")
+    if (occasions.whole().chosen < 0).any(): raise ValueError("some visits ended without a purchase (chosen < 0), which this law of choices does not foresee: leave them out of the log")
     rng, (first, of) = np.random.default_rng(seed), np.unique(occasions.past_start, return_inverse=True)
     pasts = [Occasions(occasions.log, np.arange(a, occasions.rows[of == i].max() + 1)) for i, a in enumerate(first)]
-    read = [tuple(v.astype(np.float32) for v in records(world, past)) for past in pasts]
-    sums = [np.zeros((len(past), 5 + past.mask.shape[1])) for past in pasts]
+    read = [records(world, past) for past in pasts]
+    sums, tops = [np.zeros((len(past), 5 + past.mask.shape[1])) for past in pasts], [np.full(len(past), -np.inf) for past in pasts]
     enough = lambda s: (s[:, 0]**2 >= least * s[:, 1]) & (s[:, 1] > 0)
     for _ in range(blocks):
         short = [i for i, s in enumerate(sums) if not enough(s).all()]
         if not short: break
         tastes = sample_tastes(world, rng.standard_normal((draws, len(TRAITS))), rng)
-        theta, price = tastes_matrix(tastes).T.astype(np.float32), tastes.price + world.reference
+        theta, price = tastes_matrix(tastes).T, tastes.price + world.reference
         for i in short:
             (x, added), past = read[i], pasts[i]
             u = (x.reshape(-1, x.shape[2]) @ theta).reshape(*added.shape, draws) + added[..., None]
-            p = np.exp(u - u.max(1, keepdims=True)); p /= p.sum(1, keepdims=True)             # (T, K, R)
-            said = np.log(np.maximum(p[np.arange(len(past)), past.chosen] * past.sizes[:, None], 1e-30)).astype(float)
-            w = np.exp(said.cumsum(0) - said)                                                # (T, R) earlier purchases, beside pure chance
+            u -= u.max(1, keepdims=True)
+            p = np.exp(u); total = p.sum(1); p /= total[:, None]                             # (T, K, R)
+            said = u[np.arange(len(past)), past.chosen] - np.log(total)
+            said = said.cumsum(0) - said                                                     # (T, R) log-likelihood of the earlier purchases
+            top = np.maximum(tops[i], said.max(1))                                           # the best draw so far weighs one: a long past would leave the range of floats
+            sums[i] *= np.exp(tops[i] - top)[:, None]; sums[i][:, 1] *= np.exp(tops[i] - top)
+            w, tops[i] = np.exp(said - top[:, None]), top
             true = np.nan if true_price is None else true_price[past.customer[0]]
             sums[i] += np.c_[w.sum(1), (w**2).sum(1), w @ np.log(price), w @ (price < true), (w * (1 - (p**2).sum(1))) @ price,
-                             np.einsum("tkr,tr->tk", p, w.astype(np.float32))]
+                             np.einsum("tkr,tr->tk", p, w)]
     width = 5 + occasions.mask.shape[1]
     s = np.stack([np.pad(sums[i][row], (0, max(width - sums[i].shape[1], 0)))[:width] for i, row in zip(of, occasions.rows - first[of])])
     choice, mean = s[:, 5:] / s[:, 5:].sum(1, keepdims=True), s[:, 2:5] / s[:, :1]

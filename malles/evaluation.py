@@ -132,6 +132,10 @@ def rows_of(
         if column in scores and np.isfinite(scores[column]).any():
             value, low, high, _ = clustered_mean(scores[column], who)
             add(metric, value, low, high, int(np.isfinite(scores[column]).sum()))
+    for metric in ("quantity_crps", "quantity_mae"):          # on a first visit no own past says how many
+        for apart, some in (("first", scores["n_past"] == 0), ("later", scores["n_past"] > 0)):
+            known = some & np.isfinite(scores.get(MEANS[metric], np.nan))
+            if known.any(): add(f"{metric}_{apart}", *clustered_mean(scores[MEANS[metric]][known], who[known])[:3], n=int(known.sum()))
     if "log_loss" in scores:
         chance = scores["chance"].mean()
         value, low, high, _ = clustered_mean(scores["log_loss"], who)

@@ -29,6 +29,7 @@ class MarketFacts:
     stay:np.ndarray       # (categories,) ... his last one
     pieces:np.ndarray     # (categories,) mean pieces of a purchase
     single:np.ndarray     # (categories,) share of purchases of one piece
+    categories:np.ndarray # (categories,) names
 
 def log_price(occasions:Occasions):  # (n, J), NaN where there is no price
     "Log of the prices; what is not positive counts as unknown."
@@ -63,10 +64,15 @@ def expected_share(
     return score / score.sum(1, keepdims=True)
 
 def crowd_share(occasions:Occasions):  # (n, J), rows sum to one over mask
-    "The crowd's shares, as if each product had been bought half a time more; equal ones where they are unknown. The size of the crowd is 100 purchases where no fact tells it."
-    mask, s = occasions.mask, occasions.alternative("popularity")
-    count = occasions.column("market_count").astype(float)[:, None] if "market_count" in occasions.log.occasion else 100.
-    s = np.where(mask, np.where(np.isnan(s), 1, s * count + .5), 0)
+    """The crowd's shares, as if each product had been bought half a time more; those that are unknown share equally what the known leave.
+    The size of the crowd is 100 purchases where no fact tells it. Announced shares were not counted, so they are taken as they are."""
+    mask, s, o = occasions.mask, occasions.alternative("popularity").astype(float), occasions.log.occasion
+    count = occasions.column("market_count").astype(float)[:, None] if "market_count" in o else 100.
+    known = mask & ~np.isnan(s)
+    left = np.maximum(1 - np.where(known, s, 0).sum(1, keepdims=True), 0) / np.maximum((mask & ~known).sum(1, keepdims=True), 1)
+    s = np.where(known, s, left)
+    s = np.where(occasions.column("announced")[:, None], np.maximum(s, 1e-9), s * count + .5) if "announced" in o else s * count + .5
+    s = np.where(mask, s, 0)
     return s / s.sum(1, keepdims=True)
 
 def surprise(
@@ -133,4 +139,4 @@ def market_facts(occasions:Occasions)->MarketFacts:
     last = np.where(past & occasions.ordered, occasions.alternative("last"), np.nan)
     X = np.stack([-moves(occasions, usual), occasions.alternative("discount").astype(float), shown(occasions)], 2)
     response, deal, promotion = leaning(occasions, X, (.2, .2, 1.), (.2, .1, 1.)).T
-    return MarketFacts(usual, bulk, np.bincount(occasions.category[bought], minlength=C).astype(float), response, deal, promotion, match(occasions, np.where(past, occasions.alternative("own_share"), np.nan)), match(occasions, last), pieces, single)
+    return MarketFacts(usual, bulk, np.bincount(occasions.category[bought], minlength=C).astype(float), response, deal, promotion, match(occasions, np.where(past, occasions.alternative("own_share"), np.nan)), match(occasions, last), pieces, single, occasions.categories)

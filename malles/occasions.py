@@ -230,18 +230,28 @@ def with_popularity(
     mu:MeanField,             # what is seen
     counted:Occasions=None,   # the purchases behind mu, when the lookers may be among them: each one's own are taken out
 )->Occasions:
-    "Occasions whose alternatives carry `popularity`: the share of the product among those offered; NaN where unknown."
+    """Occasions whose alternatives carry `popularity`: the share of the product among those offered; NaN where unknown.
+    mu wins: what a what-if said of `popularity` gives way. `announced` marks the occasions where no purchase stands behind mu."""
     L = occasions.log
-    of = np.repeat(np.arange(len(L.offsets)-1), np.diff(L.offsets))
-    seen = mu.share[L.alternative["product"]].astype(float)
+    of, product = np.repeat(np.arange(len(L.offsets)-1), np.diff(L.offsets)), L.alternative["product"]
+    per = lambda values: np.bincount(of, weights=values, minlength=len(L.offsets)-1)
+    seen = mu.share[product].astype(float)
     if counted is not None:
         key = lambda customer, product: customer.astype(np.int64) * len(L.products) + product
         code = chosen_product(counted)
         own, n = np.unique(key(counted.customer[code >= 0], code[code >= 0]), return_counts=True)
-        mine = key(L.occasion["customer"][of], L.alternative["product"])
+        mine = key(L.occasion["customer"][of], product)
         at = np.minimum(np.searchsorted(own, mine), max(len(own)-1, 0))
-        seen = mu.count[L.alternative["product"]] - (np.where(own[at] == mine, n[at], 0) if len(own) else 0)
+        seen = mu.count[product] - (np.where(own[at] == mine, n[at], 0) if len(own) else 0)
     known = ~np.isnan(seen)
-    total = np.bincount(of, weights=np.where(known, seen, 0), minlength=len(L.offsets)-1)[of]
+    total = per(np.where(known, seen, _left(mu, L.products)[product]))[of]
     share = np.divide(seen, total, out=np.full(len(seen), np.nan), where=known & (total > 0))
-    return occasions.with_columns(alternative=dict(popularity=share.astype(np.float32)))
+    looks = Occasions(L, occasions.rows, {k: v for k, v in occasions.overrides.items() if k != "popularity"})
+    return looks.with_columns(dict(announced=per(mu.count[product]) == 0), dict(popularity=share.astype(np.float32)))
+
+def _left(mu:MeanField, products):  # (products,)
+    "What each product of unknown share gets of what the known ones leave, if any is known in its category; else 0."
+    _, category = np.unique(products.category.astype(str), return_inverse=True)
+    known = ~np.isnan(mu.share)
+    total = lambda v: np.bincount(category, weights=v)[category]
+    return np.where(total(known) > 0, np.maximum(1 - total(np.where(known, mu.share, 0)), 0) / np.maximum(total(~known), 1), 0)

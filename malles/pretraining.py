@@ -6,7 +6,7 @@
 __all__ = ['CARD', 'rate_at', 'optimisers', 'train_step', 'pretrain', 'export', 'main']
 
 # %% ../nbs/12c_pretraining.ipynb #cba368cb
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 import copy, hashlib, json, os, time
 
@@ -75,8 +75,11 @@ def pretrain(
     opts = optimisers(model, recipe)
     if state.exists():
         saved = torch.load(state, weights_only=True)
-        if {**saved["recipe"], "steps": 0} != {**asdict(recipe), "steps": 0}: raise ValueError(f"{state.name} was made by another recipe: {saved['recipe']}; choose another folder")
-        model.load_state_dict(saved["model"]); step = saved["step"]
+        was, step = Recipe(**saved["recipe"]), saved["step"]
+        if replace(was, steps=recipe.steps) != recipe: raise ValueError(f"{state.name} was made by another recipe: {saved['recipe']}; choose another folder")
+        if any(rate_at(was, s) != rate_at(recipe, s) for s in range(step)):
+            raise ValueError(f"{state.name} has made {step} steps of {was.steps}, at other rates than a run of {recipe.steps} has: the card would not be true. Go on with steps={was.steps}, or choose another folder")
+        model.load_state_dict(saved["model"])
         for opt, kept in zip(opts, saved["optimisers"]): opt.load_state_dict(kept)
     def keep(): _save(state, dict(recipe=asdict(recipe), model=model.state_dict(), optimisers=[o.state_dict() for o in opts], step=step))
     begin, recent = time.time(), []

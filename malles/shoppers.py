@@ -38,7 +38,7 @@ def shop(
     prices,       # (H, T, J) log prices that each household meets at each of its visits
     met,          # discount, display, feature and, where the world has them, demand, stocked, listed: name -> (H, T, J)
     rng,
-)->dict:          # bought, chosen, pieces, extra (H, T), usual (H,), available and probability and utility (H, T, J)
+)->dict:          # bought, chosen, pieces (H, T), usual (H,), available, probability, utility and extra (H, T, J)
     "Choices of all households, visit by visit. An alternative that is listed but sold out is available on paper, with probability zero."
     H, T, J = prices.shape
     disc, (h,) = met["discount"], (np.arange(H),)
@@ -55,21 +55,21 @@ def shop(
     last, loyalty, memory, home = np.zeros((H, J)), np.full((H, J), 1 / J), prices[:, 0], np.zeros(H)
     lure = lambda u: np.log(np.exp(u.clip(-300, 300)).sum(-1))        # what a visit is worth: the log-sum
     common = lure(tastes.product - tastes.price[:, None] * world.base)
-    out = dict(bought=np.ones((H, T), bool), chosen=np.zeros((H, T), int), pieces=np.zeros((H, T), int), extra=np.zeros((H, T)), usual=usual,
-               available=available, probability=np.zeros((H, T, J)), utility=np.zeros((H, T, J)))
+    extra = tastes.pieces[:, None, None] * np.exp(2 * disc + bulk)
+    out = dict(bought=np.ones((H, T), bool), chosen=np.zeros((H, T), int), pieces=np.zeros((H, T), int), extra=extra, usual=usual, available=available,
+               probability=np.zeros((H, T, J)), utility=np.zeros((H, T, J)))
     for t in range(T):
         u = fixed[:, t] + world.reference * (memory - prices[:, t]) + tastes.last[:, None] * last + tastes.habit[:, None] * loyalty
         p = softmax(np.where(there[:, t], u, -np.inf))
         c = np.minimum((p.cumsum(1) < rng.random((H, 1))).sum(1), J - 1)
         c = np.where(there[h, t, c], c, p.argmax(1))
-        extra = tastes.pieces * np.exp(2 * disc[h, t, c] + bulk[c])
-        pieces, buys = sample_pieces(world, usual, extra, rng), np.ones(H, bool)
+        pieces, buys = sample_pieces(world, usual, extra[h, t, c], rng), np.ones(H, bool)
         if world.outside > -np.inf:
             buys = rng.random(H) < 1 / (1 + np.exp(world.outside + world.stock * home + common - lure(np.where(there[:, t], u, -np.inf))))
             home = np.maximum(home - 1, 0) + buys * pieces
         last = np.where(buys[:, None], np.eye(J)[c], last)
         loyalty, memory = np.where(buys[:, None], .8 * loyalty + .2 * last, loyalty), .7 * memory + .3 * prices[:, t]
-        for k, v in dict(bought=buys, chosen=c, probability=p, utility=u, pieces=pieces, extra=extra).items(): out[k][:, t] = v
+        for k, v in dict(bought=buys, chosen=c, probability=p, utility=u, pieces=pieces).items(): out[k][:, t] = v
     return out
 
 # %% ../nbs/04ab_shoppers.ipynb #d8ac84ea
@@ -89,13 +89,14 @@ def visit(world:World, tastes:Tastes, rng, occasions_each=None, weeks:int=52, st
     real &= done["bought"] & (done["bought"].cumsum(1) <= n[:, None])
     there = done["available"][real]                                   # (N, J)
     flat = lambda v: v[real][there]
+    chosen, extra = (there.cumsum(1) - 1)[np.arange(len(there)), done["chosen"][real]], flat(done["extra"])
     known = flat(met["known"]) if "known" in met else True
     order, who = np.broadcast_to(np.arange(T), (H, T)), np.nonzero(real)[0]
     return dict(customer=who, time=(week * 128 + order)[real], sizes=there.sum(1), product=np.nonzero(there)[1],
-        chosen=(there.cumsum(1) - 1)[np.arange(len(there)), done["chosen"][real]], quantity=done["pieces"][real].astype(float),
-        occasion=dict(true_price=(tastes.price + world.reference)[who], true_usual=done["usual"][who], true_extra=done["extra"][real], true_habit=np.full(len(who), world.pieces_habit)),
+        chosen=chosen, quantity=done["pieces"][real].astype(float),
+        occasion=dict(true_price=(tastes.price + world.reference)[who], true_usual=done["usual"][who], true_extra=extra[there.sum(1).cumsum() - there.sum(1) + chosen], true_habit=np.full(len(who), world.pieces_habit)),
         alternative={"price": np.where(known, 2 * np.exp(flat(met["log_price"])), np.nan), "discount": np.where(known, flat(met["discount"]), np.nan), "display": flat(met["display"]),
-                     "feature": flat(met["feature"]), "true_utility": flat(done["utility"]), "true_probability": flat(done["probability"])})
+                     "feature": flat(met["feature"]), "true_utility": flat(done["utility"]), "true_probability": flat(done["probability"]), "true_extra": extra})
 
 # %% ../nbs/04ab_shoppers.ipynb #0c3977d0
 @dataclass(frozen=True)

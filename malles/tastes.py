@@ -97,7 +97,10 @@ def _promoted(occasions, facts):  # (n, J) nats
 MOMENTS = ("count", "response", "deal", "promotion", "repeat", "stay", "pieces", "single")
 
 def with_facts(occasions:Occasions, facts:MarketFacts)->Occasions:
-    "Occasions that carry the facts: `usual_price`, `bulk` and the household's `taste` per alternative, `market_...` and its `own_response` (and how far it was tested) per occasion."
+    "Occasions that carry the facts: `usual_price`, `bulk` and the household's `taste` per alternative, `market_...` and its `own_response` (and how far it was tested) per occasion. Facts of another log raise ValueError."
+    named = lambda products, names: f"{len(products)} products in {len(names)} categories ({', '.join(map(str, names[:3]))}{', ...' * (len(names) > 3)})"
+    if len(facts.usual) != len(occasions.products) or list(facts.categories) != list(occasions.categories):
+        raise ValueError(f"these facts are of another log, with {named(facts.usual, facts.categories)}; {occasions.market} has {named(occasions.products, occasions.categories)}: fit on occasions of the same log")
     log, c, product = occasions.log, occasions.log.occasion["category"], occasions.log.alternative["product"]
     occasions = occasions.with_columns({f"market_{k}": getattr(facts, k)[c] for k in MOMENTS}, dict(usual_price=facts.usual[product], bulk=facts.bulk[product]))
     taste, response, tested = own_tastes(occasions, facts)

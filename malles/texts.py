@@ -28,13 +28,18 @@ def hide(rng, column, chance:float):  # the column, or all NaN
     return np.full(len(column), np.nan) if rng.random() < chance else column
 
 def try_prices(occasions, rng):  # Occasions
-    "Half of the last visits at other prices, and what would be chosen there."
+    "Half of the last visits at other prices, and what is chosen there, and how many pieces."
     log, o, a = occasions.log, occasions.log.occasion, occasions.log.alternative
     visit, M = np.repeat(np.arange(len(log.offsets) - 1), np.diff(log.offsets)), log.offsets[-1]
     last = np.r_[o["past_start"][1:] != o["past_start"][:-1], True] & (rng.random(len(log.offsets) - 1) < .5)
     move = .3 * rng.standard_normal(M) * (rng.random(M) < rng.uniform(.2, 1)) * (last[visit] & ~np.isnan(a["price"]))
     p = a["true_probability"] * np.exp(-o["true_price"][visit] * move)
-    return occasions.with_columns(alternative=dict(price=a["price"] * np.exp(move), true_probability=p / np.bincount(visit, p)[visit]))
+    race = p / rng.exponential(size=M)                                # the winner of a race at these speeds is drawn in proportion to them
+    taken = np.flatnonzero(race == np.maximum.reduceat(race, log.offsets[:-1])[visit])
+    chosen, extra = np.where(last, taken - log.offsets[:-1], o["chosen"]).astype(o["chosen"].dtype), np.where(last, a["true_extra"][taken], o["true_extra"])
+    pieces = 1 + (pieces_probability(o["true_usual"], extra, o["true_habit"]).cumsum(1) < rng.random((len(last), 1))).sum(1).clip(0, 19)
+    return occasions.with_columns(dict(chosen=chosen, true_extra=extra, quantity=np.where(last & ~np.isnan(o["quantity"]), pieces, o["quantity"])),
+        dict(price=a["price"] * np.exp(move), true_utility=a["true_utility"] - o["true_price"][visit] * move, true_probability=p / np.bincount(visit, p)[visit]))
 
 def sample_market(rng):  # (Occasions of the reading households, all columns on)
     "A market from the prior, as its readers see it."

@@ -1,9 +1,11 @@
 "The bench: jobs are known by what they depend on, half files are done again, small markets and strange names do no harm."
+import signal
+
 import numpy as np, pandas as pd, pytest
 
 from malles.bench import Contender, bench, contender, data_hash
 from malles.contenders import contenders_for, model_name
-from malles.evaluation import by_category, trial_markets
+from malles.evaluation import by_category, rows_of, trial_markets
 from malles.market import Market
 from malles.metrics import quantity_scores
 from malles.populations import simulate_population
@@ -107,3 +109,24 @@ def test_a_model_may_not_take_another_s_name(choices, tmp_path):
     (folder/"model.safetensors").write_bytes(b"12345678")
     with pytest.raises(ValueError): contenders_for(t, str(folder))
     assert model_name("nano") == "nano" and model_name(str(folder)) == "dirichlet"
+
+
+class Listener:
+    name = "listener"
+    def fit(self, occasions): raise ValueError(f"{signal.getsignal(signal.SIGINT).name}, blocked: {signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])}")
+
+
+def test_workers_are_deaf_to_ctrl_c(choices, tmp_path):
+    "A terminal sends it to all; only the parent answers, and it stops them."
+    heard = lambda: (signal.getsignal(signal.SIGINT), signal.pthread_sigmask(signal.SIG_BLOCK, []))
+    before = heard()
+    result = bench(trials(choices), [Contender("listener", Listener)], tmp_path, ("customer",), workers=2, quiet=True)
+    assert {f["why"] for f in result.summary["failed"]} == {"ValueError: SIG_IGN, blocked: True"}  # blocked: from birth
+    assert heard() == before
+
+
+def test_pieces_are_told_apart_by_first_and_later_visits():
+    "Errors of 3 where there is no past, of 1 elsewhere, one of them unknown."
+    past, wrong = np.array([0, 0, 1, 2, 3, 4]), np.array([3., 3, 1, 1, 1, np.nan])
+    rows = pd.DataFrame(rows_of(dict(customer=np.arange(6), n_past=past, quantity_absolute=wrong), market="m")).set_index("metric")
+    assert rows.value.to_dict() == dict(quantity_mae=1.8, quantity_mae_first=3, quantity_mae_later=1) and rows.n.to_dict() == dict(quantity_mae=5, quantity_mae_first=2, quantity_mae_later=3)

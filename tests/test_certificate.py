@@ -104,6 +104,32 @@ def test_no_future_and_any_view():
     assert np.abs(other - whole.choice)[at <= 7].max() < 1e-6 < 1e-3 < np.abs(other - whole.choice)[at > 7].max()
 
 
+def test_a_long_loyal_past_stays_within_floats():
+    "Four hundred purchases of nearly always one of twelve: against pure chance each draw gains a factor of twelve a visit, 12^400 in all."
+    world = price_only(12, appeal=np.r_[6., np.zeros(11)], price=1.)
+    occ, truth = simulate(world, 3, 400, 0)
+    got = posterior_predictive(world, occ, truth.tastes[0].price, draws=1000, least=20)
+    for x in (got.choice, got.effective, got.log_price, got.below, got.response): assert np.isfinite(x).all()
+    q = occ.alternative("true_probability")
+    assert got.known.all() and np.allclose(got.choice.sum(1), 1) and np.abs(got.choice - q)[np.arange(1200) % 400 > 300].max() < .02
+    no_help = posterior_predictive(world_of(5, 12, spread=6., loadings=np.zeros((12, 1)), reference=0.), simulate(world_of(5, 12, spread=6., reference=0.), 1, 400, 0)[0], draws=500, blocks=2, least=20)
+    assert np.isfinite(no_help.choice).all() and (no_help.known == (no_help.effective >= 20)).all() and not no_help.known[-1]
+
+
+@pytest.mark.parametrize("hidden", [dict(shock=.3), dict(empty=.1), dict(ghosts=True, turnover=.5), dict(outside=.3), dict(gaps=.1), dict(priced=False), dict(marked=False, deal=1.)])
+def test_worlds_of_which_records_hide_a_part_are_refused(hidden):
+    world = price_only(**hidden)
+    occ, _ = simulate(world, 4, 5, 0)
+    with pytest.raises(ValueError, match=next(iter(hidden))): posterior_predictive(world, occ, draws=50)
+    posterior_predictive(plain(world), simulate(plain(world), 4, 5, 0)[0], draws=50, blocks=1)
+
+
+def test_visits_without_a_purchase_are_refused():
+    occ, _ = simulate(price_only(), 4, 5, 0)
+    chosen = occ.chosen.copy(); chosen[7] = -1
+    with pytest.raises(ValueError, match="without a purchase"): posterior_predictive(price_only(), Occasions(replace(occ.log, occasion={**occ.log.occasion, "chosen": chosen}))[:3], draws=50)
+
+
 def test_more_draws_where_few_count_and_a_flag_where_none_help():
     world = world_of(5, 9, spread=2., price=3.)
     occ, _ = simulate(world, 6, 20, 0)

@@ -161,6 +161,8 @@ def test_shares_can_be_replaced(lm):
     other = replace(mu, share=mu.share[::-1].copy())
     a, b = LMChoice(lm).predict(occ, mu).choice, LMChoice(lm).predict(occ, other).choice
     assert np.abs(a - LMChoice(lm).predict(occ).choice).max() < 1e-6 and np.abs(a - b).max() > 1e-4
+    whatif = occ.replace(popularity=np.arange(1, occ.mask.shape[1] + 1))
+    assert np.abs(LMChoice(lm).predict(whatif).choice - a).max() > 1e-4 and np.abs(LMChoice(lm).predict(whatif, mu).choice - a).max() < 1e-6   # mu wins
 
 
 def test_fitting_reads_facts_and_changes_no_weight(lm):
@@ -211,20 +213,48 @@ def test_data_depend_on_seed_and_step_alone():
 def weights(path): return (pathlib.Path(path)/"weights"/"model.safetensors").read_bytes()
 
 
+KILLED = """
+import os, signal, sys
+import malles.pretraining as p
+place, call = sys.argv[1], int(sys.argv[2])
+real, calls = getattr(p, place), []
+def dies(*args, **kw):
+    calls.append(1)
+    if len(calls) == call: os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args, **kw)
+setattr(p, place, dies)
+p.main(sys.argv[3:])
+"""
+
+
 def test_killed_and_resumed_ends_with_the_same_weights(tmp_path):
+    "Killed thrice, another time in each run of this test: before a step, before a checkpoint, between a checkpoint and its weights."
+    seed = time.time_ns() % 2**32
+    rng = np.random.default_rng(seed)
     pretrain(tmp_path/"whole", TINY, every=3, progress=False)
     settings = [f"--{k}={getattr(TINY, k)}" for k in ("width", "layers", "heads", "inner", "steps", "tokens", "warmup")]
-    command = [sys.executable, "-m", "malles.pretraining", "--out", str(tmp_path/"killed"), "--every", "2", *settings]
-    root = str(pathlib.Path(__file__).parents[1])
-    run = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": root}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    log, begin = tmp_path/"killed"/"log.jsonl", time.time()
-    while not log.exists() and run.poll() is None and time.time() - begin < 120: time.sleep(.01)
-    run.send_signal(signal.SIGKILL); run.wait()
-    done = json.loads(log.read_text().splitlines()[-1])["step"]
-    assert done < TINY.steps, "it was not killed in time"
+    root, kills = str(pathlib.Path(__file__).parents[1]), []
+    for place, last in (("train_step", 5), ("_save", 2), ("export", 1)):
+        kills.append((place, str(rng.integers(1, last + 1))))
+        command = [sys.executable, "-c", KILLED, *kills[-1], "--out", str(tmp_path/"killed"), "--every", str(rng.integers(1, 3)), *settings]
+        run = subprocess.run(command, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True)
+        assert run.returncode == -signal.SIGKILL, (seed, kills, run.stderr)
     pretrain(tmp_path/"killed", TINY, every=2, progress=False)
-    assert weights(tmp_path/"whole") == weights(tmp_path/"killed")
+    assert weights(tmp_path/"whole") == weights(tmp_path/"killed"), (seed, kills)
     with pytest.raises(ValueError, match="another recipe"): pretrain(tmp_path/"killed", replace(TINY, seed=1), progress=False)
+
+
+def test_another_length_is_refused_where_the_rates_have_differed(tmp_path):
+    "On the plain of both schedules a run may be shortened, and its card is true; later not."
+    short = replace(TINY, steps=6)
+    pretrain(tmp_path/"whole", short, progress=False)
+    pretrain(tmp_path/"cut", TINY, until=2, progress=False)
+    pretrain(tmp_path/"cut", short, progress=False)
+    assert weights(tmp_path/"whole") == weights(tmp_path/"cut") and json.loads((tmp_path/"cut"/"weights"/"card.json").read_text())["recipe"]["steps"] == 6
+    pretrain(tmp_path/"late", TINY, until=3, progress=False)
+    for steps in (6, 20, 2):
+        with pytest.raises(ValueError, match=r"3 steps of 8, at other rates than a run of \d+ has.*steps=8"): pretrain(tmp_path/"late", replace(TINY, steps=steps), progress=False)
+    pretrain(tmp_path/"late", TINY, progress=False)
 
 
 @pytest.mark.skipif(not (WEIGHTS/"nano"/"model.safetensors").exists(), reason="weights not shipped yet")

@@ -75,10 +75,18 @@ def test_no_slot_is_favoured_and_seeds_shuffle():
     assert all(sorted(row[row >= 0]) == list(range(n)) for row, n in zip(order, occ.sizes))
 
 
-def test_a_product_keeps_its_letter():
-    occ = market(absent=0.)
-    product = np.take_along_axis(occ.product.astype(int), slot_order(occ), 1)
-    for c in np.unique(occ.customer): assert (product[occ.customer == c] == product[occ.customer == c][0]).all()
+def test_products_keep_their_order_and_in_the_same_set_their_letters():
+    occ = market(absent=.3)
+    order = slot_order(occ)
+    product, moved = np.where(order >= 0, np.take_along_axis(occ.product.astype(int), np.maximum(order, 0), 1), -1), 0
+    for c in np.unique(occ.customer):
+        rows = product[occ.customer == c]
+        rows = [tuple(r[r >= 0]) for r in rows]
+        first = {(a, b) for r in rows for k, a in enumerate(r) for b in r[k + 1:]}
+        assert not {(b, a) for a, b in first} & first                    # never two orders of two products
+        assert len(set(rows)) == len(set(map(frozenset, rows)))          # the same set: the same letters
+        moved += any(len({r.index(p) for r in rows if p in r}) > 1 for p in range(5))
+    assert moved > 10                                                     # others move up where one is missing
 
 
 def test_unordered_past_has_no_last():

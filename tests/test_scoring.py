@@ -49,6 +49,13 @@ def test_what_ifs_on_a_shared_past_equal_predict(lm):
     assert max(largest(a, b) for a, b in zip(found, model.what_if(occ, some, chunk=7))) < 1e-5
 
 
+@pytest.mark.parametrize("column", ["prise", "available", "review_score"])
+def test_a_what_if_on_what_is_not_read_is_refused(lm, column):
+    occ, model = scoring.market(2, 3, 5), LMChoice(lm)
+    for asked in (lambda: model.what_if(occ, [{}, {"price": occ.price, column: 1.}]), lambda: model.predict(occ.replace(**{column: 1.}))):
+        with pytest.raises(ValueError, match=f"does not read {column}.*it reads price, discount"): asked()
+
+
 def test_a_what_if_equals_a_pass_over_its_own_text(lm):
     import torch
     occ = scoring.market(3, 8, 4)

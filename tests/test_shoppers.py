@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from malles.shoppers import pieces_probability, shop, simulate, simulate_market
+from malles.texts import try_prices
 from malles.worlds import TRAITS, sample_prices, sample_tastes, sample_world
 
 
@@ -88,3 +89,26 @@ def test_dear_visits_and_full_cupboards_end_without_a_purchase():
     usual = share(world, prices)
     assert share(world, prices + .3) < usual - .05 and share(replace(world, stock=1.), prices) < usual - .05
     assert shop(replace(world, outside=-np.inf), tastes, prices, met, rng)["bought"].all()
+
+
+def test_what_is_taken_at_tried_prices_is_drawn_from_the_moved_probabilities():
+    rng = np.random.default_rng(8)
+    z = []
+    for k in range(40):
+        world = replace(sample_world(rng), priced=True, counted=True, gaps=0.)
+        occ, _ = simulate(world, 100, 3, rng=k)
+        tried, again = (try_prices(occ, np.random.default_rng(k)) for _ in range(2))
+        assert (tried.chosen == again.chosen).all() and (tried.quantity == again.quantity).all() and np.array_equal(tried.price, again.price, equal_nan=True)
+        at = (np.abs(tried.price - occ.price) > 0).any(1)
+        assert at.any() and not (at[:-1] & (tried.past_start[1:] == tried.past_start[:-1])).any()           # last visits only
+        p, n, c = tried.alternative("true_probability", 0.), np.arange(len(tried)), tried.chosen
+        u = np.where(tried.mask & (p > 0), tried.alternative("true_utility"), -np.inf)
+        assert np.allclose(np.exp(u - np.logaddexp.reduce(u, 1, keepdims=True)), p) and (p[n, c] > 0).all()
+        assert np.allclose(tried.column("true_extra"), tried.alternative("true_extra")[n, c])
+        hit, change = np.eye(p.shape[1])[c], np.where(p > 0, np.log(np.where(p > 0, p, 1) / np.where(p > 0, occ.alternative("true_probability", 1.), 1)), 0)
+        pieces = pieces_probability(*(tried.column(f"true_{k}") for k in ("usual", "extra", "habit")))
+        mean = pieces @ np.arange(1, 21)
+        z.append([((hit - p) * change)[at].sum(), ((p * change**2).sum(1) - (p * change).sum(1)**2)[at].sum(), (tried.quantity - mean)[at].sum(), (pieces @ np.arange(1, 21)**2 - mean**2)[at].sum()])
+    choice, choice_var, pieces, pieces_var = np.sum(z, 0)
+    assert choice_var > 100 and abs(choice) < 4 * choice_var**.5, (choice, choice_var**.5)
+    assert abs(pieces) < 4 * pieces_var**.5, (pieces, pieces_var**.5)

@@ -4,8 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from malles.facts import market_facts
-from malles.occasions import Occasions, mean_field, with_popularity
+from malles.facts import crowd_share, market_facts
+from malles.occasions import MeanField, Occasions, mean_field, with_popularity
 from malles.predictions import Dirichlet
 from malles.profiles import with_profiles
 from malles.shoppers import sample_world, simulate
@@ -98,3 +98,41 @@ def test_unordered_unpriced_empty_and_unfitted():
     assert np.allclose(RunningTastes().fit(blind).predict(blind).choice.sum(1), 1)
     assert RunningTastes().fit(occ).predict(occ[:0]).choice.shape[0] == 0
     with pytest.raises(ValueError, match="call fit"): RunningTastes().predict(occ)
+
+
+def announced(occ, share): return MeanField(np.asarray(share, float), *np.full((2, len(share)), np.nan), np.zeros(len(share)))
+
+
+def test_announced_shares_are_taken_as_they_are_and_win():
+    occ = market(absent=0., turnover=0., ghosts=False)
+    mu, whatif = announced(occ, [.6, .3, .1, 0, 0]), occ.replace(popularity=[.1, .1, .1, .1, .6])
+    for facts in (False, True):
+        seen = with_popularity(whatif, mu)
+        if facts: seen = with_facts(seen, market_facts(occ))          # whose count of purchases blurs counted shares
+        j = np.where(seen.mask, seen.product.astype(int), 0)
+        s, given = crowd_share(seen), np.where(seen.mask, mu.share[j], 0)
+        assert np.allclose(s, given / given.sum(1, keepdims=True), atol=1e-6) and np.isfinite(worth(seen)[seen.mask]).all()
+    counted = crowd_share(with_popularity(occ, mean_field(occ)))
+    assert (counted[occ.mask] > 0).all() and np.allclose(counted, crowd_share(occ))
+    guessed = RunningTastes().fit(occ)
+    assert np.allclose(guessed.predict(whatif, mu).choice, guessed.predict(occ, mu).choice)
+
+
+def test_unknown_shares_share_what_the_known_leave():
+    occ = market(absent=0., turnover=0., ghosts=False)
+    row = lambda seen: [{int(p): float(v) for p, v, m in zip(*x) if m} for x in zip(seen.product, crowd_share(seen), seen.mask)]
+    for said in row(with_popularity(occ, announced(occ, [.5, .2, np.nan, np.nan, .1]))): assert np.allclose([said[k] for k in range(5)], [.5, .2, .1, .1, .1], atol=1e-6)
+    whatif = occ.replace(popularity=[.5, .2, np.nan, np.nan, .1])
+    s = crowd_share(whatif)
+    assert np.allclose(s, (np.array([.5, .2, .1, .1, .1]) * 100 + .5) / 102.5)
+    assert np.allclose(crowd_share(occ.replace(popularity=np.nan)), .2) and np.allclose(crowd_share(with_popularity(occ, announced(occ, [np.nan] * 5))), .2)
+
+
+def test_facts_of_another_log_are_refused():
+    occ, facts = market(), market_facts(market(1))
+    with_facts(occ, facts)                                              # as many products and the same categories: nothing tells them apart
+    for other in (replace(facts, usual=facts.usual[:-1]), replace(facts, categories=np.array(["tea"], object))):
+        with pytest.raises(ValueError, match=r"another log, with \d products in 1 categories \(.*5 products in 1 categories \(category0\)"): with_facts(occ, other)
+    fitted = RunningTastes().fit(market())
+    world = replace(sample_world(np.random.default_rng(0), 4), priced=True)
+    with pytest.raises(ValueError, match="another log"): fitted.predict(with_profiles(simulate(world, 5, 3, rng=0)[0]))
