@@ -28,20 +28,23 @@ def stay_bonus(repeat, stay):
 
 # %% ../nbs/08b_tastes.ipynb #0dbbf72d
 def update(
-    v, x, y,     # (n, K) utilities (-50: not there) and price moves, (n,) what was chosen
-    b, P,        # (n, K) tastes so far (they are part of v) and their variances
+    v, x, y,     # (n, J) utilities with the tastes so far (-50: not there) and price moves, (n,) what was chosen
+    S,           # (n, J, J) covariance of the tastes among what is on offer
     r, Q,        # (n,) price response so far and its variance
-):               # the same four, after the purchase
+):               # (n, J) a, (n, J, J) (I + WS)^-1 W, response and its variance after the purchase; tastes move by S a
     "Bayes' rule for one purchase of each of n households."
-    n, new, more = np.arange(len(v)), b, r
-    hit = np.zeros_like(v); hit[n, y] = 1
-    for _ in range(6):
-        p = softmax(v + new - b + (more - r)[:, None] * x)
-        new = new + (((hit - p) - (new - b) / P) / (p * (1 - p) + 1 / P)).clip(-1.5, 1.5)  # far from the mode a full step goes too far
-        mean = (p * x).sum(1)
-        more = more + (x[n, y] - mean - (more - r) / Q) / ((p * x**2).sum(1) - mean**2 + 1 / Q)
-    p = softmax(v + new - b + (more - r)[:, None] * x)
-    return new, 1 / (1 / P + p * (1 - p)), more, 1 / (1 / Q + (p * x**2).sum(1) - (p * x).sum(1)**2)
+    n, more, a, one = np.arange(len(v)), r, np.zeros_like(v), np.eye(v.shape[1])
+    hit, reach = np.zeros_like(v), 1.5 / np.maximum(np.abs(x).max(1), .05)
+    hit[n, y] = 1
+    for last in [False] * 6 + [True]:
+        moved = np.einsum("nij,nj->ni", S, a)
+        p = softmax(v + moved + (more - r)[:, None] * x)
+        W, mean = p[:, :, None] * one - p[:, :, None] * p[:, None], (p * x).sum(1)
+        info = (p * x**2).sum(1) - mean**2
+        if last: return a, np.linalg.solve(one + W @ S, W), more, 1 / (1 / Q + info)
+        step = np.linalg.solve(one + W @ S, (np.einsum("nij,nj->ni", W, moved) + hit - p)[..., None])[..., 0] - a
+        a = a + step * np.minimum(1, 1.5 / np.maximum(np.abs(np.einsum("nij,nj->ni", S, step)).max(1, keepdims=True), 1e-9))   # far from the mode a full step goes too far
+        more = more + ((x[n, y] - mean - (more - r) / Q) / (info + 1 / Q)).clip(-reach, reach)
 
 # %% ../nbs/08b_tastes.ipynb #07aa52c7
 def own_tastes(
@@ -51,14 +54,12 @@ def own_tastes(
 ):                         # (M,) tastes of the log's alternatives, (N,) price responses, (N,) how much they were put to the test; NaN for others
     "Tastes and price response of each household before each of its occasions."
     log, o = occasions.log, occasions.log.occasion
-    starts, category = np.unique(o["past_start"][occasions.rows]), log.products.category.astype(str).to_numpy()
-    place = np.zeros(len(category), int)                                     # of a product within its category
-    for c in np.unique(category): place[category == c] = np.arange((category == c).sum())
+    starts, width = np.unique(o["past_start"][occasions.rows]), 1 + max(len(products) for products, _ in facts.together)
+    place = np.full(len(log.products), width - 1)                            # of a product within its category; the last is for nothing
+    for products, _ in facts.together: place[products] = np.arange(len(products))
     taste, response, tested = np.full(log.offsets[-1], np.nan), np.full(len(log.offsets) - 1, np.nan), np.full(len(log.offsets) - 1, np.nan)
     size = np.searchsorted(o["past_start"], starts, side="right") - starts if len(starts) else starts
-    width = place.max(initial=0) + 2                                         # the last place is for nothing
-    for k in range(0, len(starts), max(room // (2 * width), 1)):
-        _follow(log, facts, place, width, starts[k:k + max(room // (2 * width), 1)], size[k:k + max(room // (2 * width), 1)], taste, response, tested)
+    for some in np.array_split(np.arange(len(starts)), max(len(starts) * width**2 // room, 1)): _follow(log, facts, place, width, starts[some], size[some], taste, response, tested)
     return taste, response, tested
 
 def _follow(log, facts, place, width, starts, size, taste, response, tested):
@@ -67,7 +68,9 @@ def _follow(log, facts, place, width, starts, size, taste, response, tested):
     c = o["category"][starts]
     market, spread, bonus = facts.response[c], taste_spread(facts.repeat[c]), stay_bonus(facts.repeat[c], facts.stay[c])
     r = np.where(np.isnan(market), 2., market)
-    b, P, Q = np.zeros((len(starts), width)), np.full((len(starts), width), 1e-6) + spread[:, None]**2, np.maximum(.5 * np.abs(r), .5)**2
+    b, P, Q = np.zeros((len(starts), width)), np.zeros((len(starts), width, width)), np.maximum(.5 * np.abs(r), .5)**2
+    for k, (products, cov) in enumerate(facts.together): P[c == k, :len(products), :len(products)] = cov
+    P *= 1.1 * (1e-6 + spread[:, None, None]**2)
     prior, last, frozen = 1 / Q, np.full(len(starts), width - 1), None
     for t in range(size.max(initial=0)):
         h = np.flatnonzero(size > t)
@@ -84,8 +87,10 @@ def _follow(log, facts, place, width, starts, size, taste, response, tested):
         one, h, at = one[bought], h[bought], at[bought][:, :one[bought].mask.shape[1]]
         mask, x, i = one.mask, np.nan_to_num(-moves(one, facts.usual)), np.arange(len(one))
         v = np.log(np.where(mask, crowd_share(one), 1)) + b[h[:, None], at] + r[h][:, None] * x + bonus[h][:, None] * (at == last[h][:, None]) + _promoted(one, facts)
-        new, var, r[h], Q[h] = update(np.where(mask, v, -50), x, one.chosen, b[h[:, None], at], P[h[:, None], at], r[h], Q[h])
-        b[h[:, None], at], P[h[:, None], at] = np.where(mask, new, 0), np.where(mask, var, 1)
+        side = np.where(mask[:, None], P[h[:, None, None], np.arange(width)[:, None], at[:, None]], 0)   # (n, width, J) of all products with those on offer
+        a, gain, r[h], Q[h] = update(np.where(mask, v, -50), x, one.chosen, np.where(mask[..., None], np.take_along_axis(side, at[..., None], 1), 0), r[h], Q[h])
+        b[h] += np.einsum("nwj,nj->nw", side, a)
+        P[h] -= side @ gain @ side.transpose(0, 2, 1)
         last[h] = at[i, one.chosen] if log.ordered else last[h]
 
 def _promoted(occasions, facts):  # (n, J) nats
