@@ -686,6 +686,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'malles.words.word': ('words.html#word', 'malles/words.py')},
             'malles.worlds': { 'malles.worlds.Tastes': ('worlds.html#tastes', 'malles/worlds.py'),
                                'malles.worlds.World': ('worlds.html#world', 'malles/worlds.py'),
+                               'malles.worlds.in_kinds': ('worlds.html#in_kinds', 'malles/worlds.py'),
                                'malles.worlds.sample_prices': ('worlds.html#sample_prices', 'malles/worlds.py'),
                                'malles.worlds.sample_tastes': ('worlds.html#sample_tastes', 'malles/worlds.py'),
                                'malles.worlds.sample_world': ('worlds.html#sample_world', 'malles/worlds.py')}}}

@@ -15,7 +15,7 @@ import numpy as np
 
 # %% ../nbs/12c_pretraining.ipynb #5517a85a
 from .words import WORDS
-from .lm import compact_tokenizer
+from .lm import LM, compact_tokenizer
 from .texts import sample_texts
 from .network import Recipe, batches, losses, new_model, smooth_numbers
 
@@ -59,6 +59,7 @@ def _save(path:Path, content):
 def pretrain(
     out,                     # folder: checkpoint, log, weights
     recipe:Recipe=Recipe(),
+    start:str=None,          # weights to begin with: nano or a folder; None: none
     minutes:float=None,      # stop after so long (and resume later); None: to the end
     until:int=None,          # stop after this step
     every:int=250,           # steps between checkpoints
@@ -81,6 +82,7 @@ def pretrain(
             raise ValueError(f"{state.name} has made {step} steps of {was.steps}, at other rates than a run of {recipe.steps} has: the card would not be true. Go on with steps={was.steps}, or choose another folder")
         model.load_state_dict(saved["model"])
         for opt, kept in zip(opts, saved["optimisers"]): opt.load_state_dict(kept)
+    elif start: model.load_state_dict(LM.from_pretrained(start).model.state_dict())
     def keep(): _save(state, dict(recipe=asdict(recipe), model=model.state_dict(), optimisers=[o.state_dict() for o in opts], step=step))
     begin, recent = time.time(), []
     bar = tqdm(total=recipe.steps, initial=step, disable=not progress, desc="pre-training", mininterval=30)
@@ -131,10 +133,10 @@ def main(args=None):
     "Command line: python -m malles.pretraining --out DIR"
     import argparse
     a = argparse.ArgumentParser(description="Pre-train nano on simulated shoppers; run it again to resume.")
-    a.add_argument("--out", required=True); a.add_argument("--minutes", type=float); a.add_argument("--threads", type=int, default=1); a.add_argument("--every", type=int, default=250)
+    a.add_argument("--out", required=True); a.add_argument("--start"); a.add_argument("--minutes", type=float); a.add_argument("--threads", type=int, default=1); a.add_argument("--every", type=int, default=250)
     for k, v in asdict(Recipe()).items(): a.add_argument(f"--{k}", type=type(v), default=v)
     a = vars(a.parse_args(args))
     recipe = Recipe(**{k: a[k] for k in asdict(Recipe())})
-    print(pretrain(a["out"], recipe, minutes=a["minutes"], every=a["every"], threads=a["threads"]))
+    print(pretrain(a["out"], recipe, a["start"], minutes=a["minutes"], every=a["every"], threads=a["threads"]))
 
 if __name__ == "__main__" and "__file__" in globals(): main()
