@@ -21,14 +21,14 @@ from .reading import joined, packs
 def _compact(occasions, seed):  # list of rows
     "Rows of the texts that answer all occasions."
     texts = joined(packs(occasions, seed=seed))
-    said, pick = decision_words(occasions, texts.order), texts.spots.max(1) + 1                    # (n, 2); (n,) where <pick> stands
+    said, pick = decision_words(occasions, texts.order).astype(int), texts.spots.max(1) + 1                    # (n, 2); (n,) where <pick> stands
     hit = (texts.order == occasions.chosen[:, None]) & (texts.order >= 0)
     taken = np.where(hit.any(1), hit.argmax(1), -1)
     pieces = np.where(said[:, 1] >= 0, said[:, 1] - ID["q1"] + 1, 0)
     rows, ask = [], np.argsort(texts.text, kind="stable")
     first = np.searchsorted(texts.text[ask], np.arange(len(texts.texts) + 1))
     for t, ids in enumerate(texts.texts):
-        who = ask[first[t]:first[t+1]]
+        who, ids = ask[first[t]:first[t+1]], ids.astype(int)
         if pick[who[-1]] == len(ids) - 1: ids = np.concatenate([ids, said[who[-1]][said[who[-1]] >= 0]])   # read apart: its answer did not stand there yet
         labels = np.full(len(ids), -100)
         for k in (0, 1): labels[pick[who][said[who, k] >= 0] + 1 + k] = said[who, k][said[who, k] >= 0]

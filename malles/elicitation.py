@@ -23,7 +23,7 @@ from .lm import LM
 from .reading import over_alternatives, packs, read_packs
 
 # %% ../nbs/13_elicitation.ipynb #b04ea6b2
-READS = ("price", "discount", "display", "feature", "popularity", "own_count", "own_share", "loyalty", "last", "usual_price", "bulk", "taste")  # columns of an alternative that reach the text
+READS = ("price", "discount", "display", "feature", "popularity", "own_count", "own_share", "loyalty", "last", "usual_price", "bulk", "taste", "item", "tag")  # columns of an alternative that reach the text
 
 class LMChoice(ChoiceModel):
     "A language model that reads receipts, as a choice model. Fitting reads off the market's facts; no weight changes."

@@ -18,7 +18,7 @@ import numpy as np, pandas as pd
 from .folders import replace_file
 from .market import fold_of
 from .occasions import Occasions, mean_field, with_popularity
-from .predictions import ChoiceModel, Predictions
+from .predictions import ChoiceModel, Predictions, SUPPORT
 from .metrics import clustered_mean
 from .facts import market_facts
 from .tastes import with_facts
@@ -34,6 +34,7 @@ class PostRecipe:
     "Settings of a post-training."
     epochs:int = 6            # passes over the purchases, each with other letters
     rate:float = 5e-4         # peak learning rate
+    word_rate:float = 6.      # how much faster product words learn
     stay_close:float = 0.     # pull towards the base model, as a multiple of the learning rate
     temperature:float = 1.    # a category of n purchases counts n ** temperature: 1 as they come, 0 all alike
     items:int = 20            # purchases that a product needs for a word of its own
@@ -122,9 +123,10 @@ def posttrain_fold(
     progress:bool=True,
 )->Path:
     "One post-trained model with its card. Stopped, it continues; finished, it is left alone."
+    from safetensors import SafetensorError
     from transformers.utils import logging
     from malles.trainer import ChoiceSFTConfig, ChoiceSFTTrainer
-    logging.disable_progress_bar()
+    logging.disable_progress_bar(); logging.set_verbosity_error()             # its remarks on tied words are no news
     out, work = Path(out), Path(out)/"work"
     each = [parts(o, fold) for o in markets]
     words = own_words([seen for seen, _, _ in each], recipe)
@@ -138,12 +140,15 @@ def posttrain_fold(
     work.mkdir(parents=True, exist_ok=True)
     replace_file(work/"card.json", lambda p: Path(p).write_text(json.dumps(card))) if not (work/"card.json").exists() else None
     if json.loads((work/"card.json").read_text()) != card: raise ValueError(f"{work}: a training of other data or another recipe was stopped there; choose another folder")
-    args = ChoiceSFTConfig(str(work), learning_rate=recipe.rate, num_train_epochs=1, lr_scheduler_type="linear", warmup_steps=20, adam_beta2=.98, seed=recipe.seed, stay_close=recipe.stay_close,
+    args = ChoiceSFTConfig(str(work), learning_rate=recipe.rate, num_train_epochs=1, lr_scheduler_type="linear", warmup_steps=20, adam_beta2=.98, seed=recipe.seed, stay_close=recipe.stay_close, word_rate=recipe.word_rate,
         attention_prior=recipe.attention, consistency_weight=recipe.consistency, views=2 if recipe.consistency else 1, eval_strategy="steps", eval_steps=1 / recipe.epochs, save_strategy="steps", save_steps=1 / recipe.epochs,
         save_total_limit=2, load_best_model_at_end=True, metric_for_best_model="eval_log_loss", greater_is_better=False, logging_steps=10**9, disable_tqdm=True)
     trainer = ChoiceSFTTrainer(lm.model, args, train, inner, processing_class=lm.tokenizer, peft_config=_adapters(lm, recipe))
     if progress: trainer.add_callback(_bar(fold))
-    trainer.train(resume_from_checkpoint=last_whole(work))
+    try: trainer.train(resume_from_checkpoint=last_whole(work))
+    except (OSError, RuntimeError, SafetensorError) as e:
+        if isinstance(e, RuntimeError) and "PytorchStreamWriter" not in str(e): raise
+        raise OSError(f"{work}: a checkpoint cannot be written ({e}); the same call continues from {getattr(last_whole(work), 'name', 'the beginning')}") from None
     curve = [dict(step=x["step"], **{k.removeprefix("eval_"): x[k] for k in x if k.startswith("eval_log_loss")}) for x in trainer.state.log_history if "eval_log_loss" in x]
     model = trainer.model.merge_and_unload() if recipe.lora else trainer.model
     part = out.with_name(f".{out.name}.part")
@@ -227,15 +232,14 @@ class PostTrained(ChoiceModel):
     def what_if(self, occasions:Occasions, scenarios:list, mu=None)->list:
         "As `LMChoice.what_if`, fold by fold."
         fold = fold_of(occasions.market, occasions.customers)[occasions.customer]
-        out = []
+        choice = np.zeros((len(scenarios), *occasions.mask.shape))
+        pieces = np.full((*choice.shape, len(SUPPORT)), 1 / len(SUPPORT), np.float32)
         for k in np.unique(fold):
             at = np.flatnonzero(fold == k)
             some = [{c: v if np.ndim(v) < 2 or len(v) == 1 else np.asarray(v)[at] for c, v in s.items()} for s in scenarios]
             for s, p in enumerate(self.model(int(k)).what_if(occasions[at], some, mu)):
-                if len(out) == s: out.append(Predictions(np.zeros(occasions.mask.shape), np.full((*occasions.mask.shape, len(p.support)), 1 / len(p.support), np.float32), p.support, name=self.name))
-                J = p.choice.shape[1]
-                out[s].choice[at, :J], out[s].quantity[at, :J] = p.choice, p.quantity
-        return out
+                choice[s, at, :p.choice.shape[1]], pieces[s, at, :p.choice.shape[1]] = p.choice, p.quantity
+        return [Predictions(p, q, SUPPORT, name=self.name) for p, q in zip(choice, pieces)]
 
 # %% ../nbs/16c_posttraining.ipynb #3aedfa79
 def held_out(folder, base:str, markets:list, fold:int)->pd.DataFrame:  # market, customer, base, post: log-loss of each purchase

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ChoiceSFTConfig', 'TextBatches', 'collate', 'decision_losses', 'read_places', 'expected_pieces', 'StayClose',
-           'ChoiceSFTTrainer']
+           'FasterWords', 'ChoiceSFTTrainer']
 
 # %% ../nbs/16b_trainer.ipynb #69ed6eb2
 from collections import defaultdict
@@ -18,7 +18,7 @@ from trl import SFTConfig, SFTTrainer
 
 # %% ../nbs/16b_trainer.ipynb #2a47427c
 from .predictions import SUPPORT
-from .words import SLOTS
+from .words import SLOTS, WORDS
 from .reading import length_batches
 from .attention import CODE, attention_loss, attention_prior, looking
 from .consistency import consistency_loss, over_set
@@ -35,6 +35,7 @@ class ChoiceSFTConfig(SFTConfig):
     consistency_weight:float = field(default=0., metadata=dict(help="of the divergence between the views of a text"))
     views:int = field(default=1, metadata=dict(help="renderings of each text in the data that belong together"))
     stay_close:float = field(default=0., metadata=dict(help="pull towards the starting weights per step, as a multiple of the learning rate"))
+    word_rate:float = field(default=1., metadata=dict(help="how much faster product words learn than the rest"))
     batch_tokens:int = field(default=4096, metadata=dict(help="tokens of a batch, padding included; per_device_train_batch_size is not read"))
     use_cpu:bool = field(default_factory=lambda: not torch.cuda.is_available())
     bf16:bool = False
@@ -114,11 +115,22 @@ class StayClose(TrainerCallback):
             for n, p in model.named_parameters():
                 if n in self.start: p.lerp_(self.start[n], min(self.pull * lr_scheduler.get_last_lr()[0], 1.))
 
+class FasterWords(TrainerCallback):
+    "Product words, which begin with nothing, move `times` as far in each step as the optimiser moves them."
+    def __init__(self, model, times):
+        self.times = times
+        self.rows = [p if "trainable_tokens" in n else p[len(WORDS):] for n, p in model.named_parameters() if p.requires_grad and ("trainable_tokens" in n or "embed_tokens" in n)]
+    def on_pre_optimizer_step(self, args, state, control, **kw): self.before = [r.detach().clone() for r in self.rows]
+    def on_optimizer_step(self, args, state, control, **kw):
+        with torch.no_grad():
+            for r, b in zip(self.rows, self.before): r.lerp_(b, 1 - self.times)
+
 class ChoiceSFTTrainer(SFTTrainer):
     "TRL's supervised trainer on rows of `to_sft`. `model` is a causal language model (with `peft_config`: LoRA); the evaluation reports the exact log-loss, a mean over categories."
 
     def __init__(self, model, args:ChoiceSFTConfig, train_dataset, eval_dataset=None, **kw):
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, data_collator=lambda rows: collate(rows, args.views if self.model.training else 1), **kw)
+        if args.word_rate != 1: self.add_callback(FasterWords(self.model, args.word_rate))
         self.prior = attention_prior(args.attention_prior) if args.attention_prior else None
         if args.disable_tqdm: self.remove_callback(PrinterCallback)
         if args.stay_close: self.add_callback(StayClose(self.model, args.stay_close))

@@ -29,7 +29,7 @@ QUICK = dict(save_strategy="no", disable_tqdm=True, logging_steps=10**9, learnin
 
 @pytest.fixture(scope="module")
 def town():
-    market, _ = simulate_population(120, categories=2, trade=0, seed=5, weeks=20)
+    market, _ = simulate_population(80, categories=2, trade=0, seed=5, weeks=12)
     return with_profiles(build_occasions(market))
 
 
@@ -171,9 +171,8 @@ from malles.posttraining import PostRecipe, posttrain_fold
 from malles.trainer import StayClose
 {inject}
 if __name__ == "__main__":
-    market, _ = simulate_population(120, categories=2, trade=0, seed=5, weeks=20)
-    print("trains", flush=True)
-    posttrain_fold([with_profiles(build_occasions(market))], 0, sys.argv[1], PostRecipe(epochs=4, stay_close=1., {recipe}), progress=False)
+    market, _ = simulate_population(40, categories=1, trade=0, seed=5, weeks=6)
+    posttrain_fold([with_profiles(build_occasions(market))], 0, sys.argv[1], PostRecipe(epochs=3, stay_close=1., {recipe}), progress=False)
 """
 
 
@@ -254,7 +253,7 @@ if __name__ == "__main__":
     trainer.train()
     loss = trainer.evaluate()["eval_log_loss"]
     total = sum(float(p.double().sum()) for p in lm.model.parameters())
-    print("rank", trainer.accelerator.process_index, "of", trainer.accelerator.num_processes, repr(total), repr(loss), flush=True)
+    open(f"{sys.argv[1]}/rank{trainer.accelerator.process_index}", "w").write(f"{trainer.accelerator.num_processes} {total!r} {loss!r}")
 """
 
 
@@ -262,10 +261,9 @@ def test_two_processes_train_one_model(tmp_path):
     (tmp_path/"ddp.py").write_text(DDP)
     env = os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), ACCELERATE_USE_CPU="true")
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(random.randint(20000, 40000)), str(tmp_path/"ddp.py"), str(tmp_path)], env=env, capture_output=True, text=True, timeout=300)
-    said = sorted(l for l in done.stdout.splitlines() if l.startswith("rank"))
-    assert len(said) == 2, done.stderr[-3000:]
-    (_, r0, _, n0, *same0), (_, r1, _, n1, *same1) = (l.split() for l in said)
-    assert n0 == n1 == "2" and {r0, r1} == {"0", "1"} and same0 == same1, said
+    assert not done.returncode, done.stderr[-3000:]
+    first, second = ((tmp_path/f"rank{k}").read_text() for k in (0, 1))
+    assert first.startswith("2 ") and first == second, "the two processes end with other weights"
 
 
 def chat_checkpoint(folder, kind):
@@ -331,15 +329,15 @@ def test_dpo_and_grpo_raise_what_they_climb():
     from malles.shoppers import sample_world, simulate
     from malles.occasions import mean_field, with_popularity
     world = replace(sample_world(np.random.default_rng(4), 4), priced=True, marked=True, absent=0.)
-    occ, _ = simulate(world, 240, 6, rng=1)
-    seen = occ[occ.customer < 160]
+    occ, _ = simulate(world, 200, 4, rng=1)
+    seen = occ[occ.customer < 120]
     occ = with_profiles(with_popularity(occ, mean_field(seen), counted=seen))
-    train, test = occ[occ.customer < 160], to_sft(occ[occ.customer >= 160])
+    train, test = occ[occ.customer < 120], to_sft(occ[occ.customer >= 120])
     import tempfile
     start = judge(LM.from_pretrained("nano"), test)
     with tempfile.TemporaryDirectory() as out:
         lm = LM.from_pretrained("nano"); dpo_trainer(lm, to_preference(train), out, max_steps=15).train(); dpo = judge(lm, test)
-        lm = LM.from_pretrained("nano"); grpo_trainer(lm, to_prompts(train), out, max_steps=40, learning_rate=3e-4).train(); grpo = judge(lm, test)
+        lm = LM.from_pretrained("nano"); grpo_trainer(lm, to_prompts(train), out, max_steps=25, learning_rate=5e-4).train(); grpo = judge(lm, test)
     assert dpo.expected_score > start.expected_score and grpo.expected_score > start.expected_score
     assert dpo.readable > .9 and grpo.readable > .9
 

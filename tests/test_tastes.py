@@ -20,21 +20,63 @@ def market(seed=0, ordered=True, **kw):
     return with_profiles(with_popularity(occ, mean_field(occ)))
 
 
+@pytest.mark.parametrize("far", [.2, 1.5])
 @pytest.mark.parametrize("seed", range(6))
-def test_an_update_climbs_to_the_posterior_mode(seed):
+def test_an_update_climbs_to_the_posterior_mode(seed, far):
+    "Against a general optimiser over all products of the category, of which only some are on offer."
     from scipy.optimize import minimize
     rng = np.random.default_rng(seed)
-    n, K = 4, 5
-    v, x, y = rng.standard_normal((n, K)), .2 * rng.standard_normal((n, K)), rng.integers(0, K, n)
-    b, P, r, Q = np.zeros((n, K)), rng.uniform(.1, 1, (n, K)), np.full(n, 2.), np.full(n, .5)
-    new, var, more, left = update(v, x, y, b, P, r, Q)
+    n, K, J = 4, 6, 4
+    root = rng.standard_normal((n, K, K)) * rng.uniform(.3, 1.5)
+    P = root @ root.transpose(0, 2, 1) + .05 * np.eye(K)
+    there = np.stack([rng.choice(K, J, replace=False) for _ in range(n)])
+    v, x, y = rng.standard_normal((n, J)), far * rng.standard_normal((n, J)), rng.integers(0, J, n)
+    r, Q = np.full(n, 2.), np.full(n, .5)
+    side = np.take_along_axis(P, there[:, None], 2)
+    S = np.take_along_axis(side, there[..., None], 1)
+    a, gain, more, left = update(v, x, y, S, r, Q)
+    tastes, var = np.einsum("nkj,nj->nk", side, a), P - side @ gain @ side.transpose(0, 2, 1)
     for i in range(n):
         def loss(z):
-            u = v[i] + z[:K] + (z[K] - r[i]) * x[i]
-            return -(u[y[i]] - np.log(np.exp(u).sum())) + (z[:K]**2 / (2 * P[i])).sum() + (z[K] - r[i])**2 / (2 * Q[i])
-        best = minimize(loss, np.r_[b[i], r[i]], tol=1e-10)
-        assert loss(np.r_[new[i], more[i]]) < best.fun + .02 * (loss(np.r_[b[i], r[i]]) - best.fun), i
-        assert (var[i] < P[i]).all() and left[i] <= Q[i] and new[i][y[i]] > 0 and (np.delete(new[i], y[i]) < 0).all()
+            u = v[i] + z[there[i]] + (z[K] - r[i]) * x[i]
+            return -(u[y[i]] - np.log(np.exp(u).sum())) + z[:K] @ np.linalg.solve(P[i], z[:K]) / 2 + (z[K] - r[i])**2 / (2 * Q[i])
+        start = np.r_[np.zeros(K), r[i]]
+        best = minimize(loss, start, tol=1e-10)
+        assert loss(np.r_[tastes[i], more[i]]) < best.fun + .02 * (loss(start) - best.fun) + 1e-4, i
+        p = np.exp(v[i] + best.x[there[i]] + (best.x[K] - r[i]) * x[i]); p /= p.sum()
+        info = np.zeros((K, K)); info[np.ix_(there[i], there[i])] = np.diag(p) - np.outer(p, p)
+        exact = np.linalg.inv(np.linalg.inv(P[i]) + info)
+        assert np.abs(var[i] - exact).max() < .1 * np.abs(exact).max() and left[i] <= Q[i] + 1e-12
+
+
+def test_tastes_that_go_together_are_found():
+    "Two kinds of products: who likes one tub likes the others. And without any pattern, none is found."
+    rng = np.random.default_rng(0)
+    base = replace(sample_world(np.random.default_rng(3), 6), priced=True, absent=0., turnover=0., empty=0., shock=0., devoted=0., inertia=0., habit=0., outside=-np.inf, appeal=np.zeros(6), price=.5)
+    kinds = np.eye(2)[[0, 0, 0, 1, 1, 1]]
+    corr = {}
+    for name, loadings, spread in (("kinds", 1.5 * kinds, .5), ("apart", np.zeros((6, 1)), 1.5)):
+        occ, _ = simulate(replace(base, loadings=loadings, spread=spread), 600, 8, rng=1)
+        (products, cov), = market_facts(with_profiles(with_popularity(occ, mean_field(occ)))).together
+        assert (products == np.arange(6)).all() and np.linalg.eigvalsh(cov).min() > -1e-9
+        sd = np.sqrt(np.diag(cov)); corr[name] = cov / np.outer(sd, sd)
+    same = np.kron(np.eye(2), np.ones((3, 3))).astype(bool) & ~np.eye(6, dtype=bool)
+    across = np.kron(1 - np.eye(2), np.ones((3, 3))).astype(bool)
+    assert corr["kinds"][same].min() > .3 and corr["kinds"][across].max() < -.3
+    assert np.abs(corr["apart"][~np.eye(6, dtype=bool)] + .2).max() < .25, "six independent tastes seen from their mean correlate by -1/5"
+
+
+def test_one_purchase_tells_about_its_kind():
+    world = replace(sample_world(np.random.default_rng(3), 6), priced=True, absent=0., turnover=0., empty=0., devoted=0., appeal=np.zeros(6), loadings=2. * np.eye(2)[[0, 0, 0, 1, 1, 1]], spread=.3)
+    occ, _ = simulate(world, 300, 8, rng=1)
+    occ = with_profiles(with_popularity(occ, mean_field(occ)))
+    seen = with_facts(occ, market_facts(occ))
+    second = np.flatnonzero(seen.column("n_past") == 1)
+    kind = np.array([0, 0, 0, 1, 1, 1])
+    first = seen.product[second - 1, seen.chosen[second - 1]].astype(int)
+    taste = seen.alternative("taste")[second]
+    others = (kind[seen.product[second].astype(int)] == kind[first][:, None]) & (seen.product[second] != first[:, None])
+    assert (taste * others).sum(1).mean() / 2 > taste[kind[seen.product[second].astype(int)] != kind[first][:, None]].mean() + .2
 
 
 def test_nothing_later_and_nothing_at_the_same_time_is_seen():
