@@ -114,7 +114,8 @@ def bench(args):
     return _bench(args, args.markets, None, tuple(args.splits), lambda m: f"{len(m)} market{'s'*(len(m) > 1)}, every model")
 
 def posttrain(args):
-    from malles.posttraining import PostRecipe, posttrain
+    from malles.lessons import PostRecipe
+    from malles.posttraining import posttrain
     if args.out.exists() and not args.out.is_dir(): raise ValueError(f"--out {args.out}: is a file, expected a folder")
     _, trials, _ = _trials(args.markets, args)
     recipe = PostRecipe(epochs=args.epochs, lora=args.lora, attention=args.attention, consistency=args.consistency, seed=args.seed)

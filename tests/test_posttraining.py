@@ -15,7 +15,8 @@ from malles.elicitation import LMChoice
 from malles.lm import LM
 from malles.market import fold_of
 from malles.populations import simulate_population
-from malles.posttraining import PostRecipe, PostTrained, held_out, inner_customers, last_whole, lessons, own_words, parts, posttrain_fold, with_more_words
+from malles.lessons import PostRecipe, inner_customers, lessons, own_words, parts, with_more_words
+from malles.posttraining import PostTrained, held_out, last_whole, posttrain_fold
 from malles.profiles import with_profiles
 from malles.receipts import with_items
 from malles.rewards import REWARDS, dpo_trainer, grpo_trainer, judge
@@ -167,7 +168,8 @@ import torch; torch.set_num_threads(1)
 from malles.populations import simulate_population
 from malles.choicesets import build_occasions
 from malles.profiles import with_profiles
-from malles.posttraining import PostRecipe, posttrain_fold
+from malles.lessons import PostRecipe
+from malles.posttraining import posttrain_fold
 from malles.trainer import StayClose
 {inject}
 if __name__ == "__main__":
