@@ -76,14 +76,14 @@ def pretrain(
     opts = optimisers(model, recipe)
     if state.exists():
         saved = torch.load(state, weights_only=True)
-        was, step = Recipe(**saved["recipe"]), saved["step"]
+        was, step, start = Recipe(**saved["recipe"]), saved["step"], saved.get("start")
         if replace(was, steps=recipe.steps) != recipe: raise ValueError(f"{state.name} was made by another recipe: {saved['recipe']}; choose another folder")
         if any(rate_at(was, s) != rate_at(recipe, s) for s in range(step)):
             raise ValueError(f"{state.name} has made {step} steps of {was.steps}, at other rates than a run of {recipe.steps} has: the card would not be true. Go on with steps={was.steps}, or choose another folder")
         model.load_state_dict(saved["model"])
         for opt, kept in zip(opts, saved["optimisers"]): opt.load_state_dict(kept)
     elif start: model.load_state_dict(LM.from_pretrained(start).model.state_dict())
-    def keep(): _save(state, dict(recipe=asdict(recipe), model=model.state_dict(), optimisers=[o.state_dict() for o in opts], step=step))
+    def keep(): _save(state, dict(recipe=asdict(recipe), model=model.state_dict(), optimisers=[o.state_dict() for o in opts], step=step, start=start))
     begin, recent = time.time(), []
     bar = tqdm(total=recipe.steps, initial=step, disable=not progress, desc="pre-training", mininterval=30)
     while step < min(until or recipe.steps, recipe.steps) and (minutes is None or time.time() - begin < minutes * 60):
@@ -92,10 +92,10 @@ def pretrain(
             keep()
             with open(out/"log.jsonl", "a") as f: f.write(json.dumps(dict(step=step, loss=round(float(np.mean(recent)), 4), seconds=round(time.time() - begin))) + "\n")
             recent = []
-            export(model, recipe, step, out/"weights")
+            export(model, recipe, step, out/"weights", start)
     keep()
     bar.close()
-    return export(model, recipe, step, out/"weights")
+    return export(model, recipe, step, out/"weights", start)
 
 # %% ../nbs/12c_pretraining.ipynb #2b6e6c46
 CARD = """---
@@ -108,11 +108,11 @@ A causal language model of {parameters:,} parameters that reads receipts in mall
 and gives exact probabilities for what a household buys next and how many pieces.
 
 - **Data**: simulated shoppers only (`malles.shoppers`, seeds {seed}/0 to {seed}/{step}; about {tokens:,} tokens). No real record. Folds: none.
-- **Made by**: `python -m malles.pretraining --out DIR --steps {steps} --width {width} --layers {layers} --seed {seed}` (all settings: `card.json`); {step} of {steps} steps. How the shipped copy came about: `nbs/12c_pretraining.ipynb`.
+- **Made by**: `python -m malles.pretraining --out DIR --steps {steps} --width {width} --layers {layers} --seed {seed}{start}` (all settings: `card.json`); {step} of {steps} steps. How the shipped copy came about: `nbs/12c_pretraining.ipynb`.
 - **Limits**: categories of 2 to 12 alternatives (more are shortlisted); prices relative to the set; no names, no text; whether anything is bought is not asked.
 """
 
-def export(model, recipe:Recipe, step:int, folder)->Path:
+def export(model, recipe:Recipe, step:int, folder, start:str=None)->Path:
     "Weights, tokenizer and card, as an ordinary checkpoint."
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     from transformers.utils import logging
@@ -122,9 +122,9 @@ def export(model, recipe:Recipe, step:int, folder)->Path:
     model.save_pretrained(folder); compact_tokenizer().save_pretrained(folder)
     (folder/"model.safetensors").chmod(0o644)
     size = sum(p.numel() for p in model.parameters())
-    (folder/"README.md").write_text(CARD.format(parameters=size, step=step, tokens=step * recipe.tokens, **{k: getattr(recipe, k) for k in ("seed", "steps", "width", "layers")}))
+    (folder/"README.md").write_text(CARD.format(parameters=size, step=step, tokens=step * recipe.tokens, start=f" --start {start}" if start else "", **{k: getattr(recipe, k) for k in ("seed", "steps", "width", "layers")}))
     digest = hashlib.sha256((folder/"model.safetensors").read_bytes()).hexdigest()
-    (folder/"card.json").write_text(json.dumps(dict(name="nano", data="simulated shoppers only", folds=None, parameters=size, step=step,
+    (folder/"card.json").write_text(json.dumps(dict(name="nano", data="simulated shoppers only", folds=None, parameters=size, step=step, start=start,
         recipe=asdict(recipe), words=hashlib.sha256(" ".join(WORDS).encode()).hexdigest(), sha256=digest), indent=1) + "\n")
     return folder
 
