@@ -41,7 +41,7 @@ def parser():
         ("--markets", dict(nargs="+", required=True, metavar="DIR", help="market folders, taught together")), out, seed, few,
         ("--base", dict(default="nano", metavar="NAME|DIR", help="the model that is taught: nano, or a checkpoint folder (default nano)")),
         ("--folds", dict(nargs="+", type=int, choices=range(5), default=list(range(5)), help="models to make (default: all five)")),
-        ("--epochs", dict(type=whole(1), default=6, help="passes over the purchases (default 6)")), ("--lora", dict(type=whole(0), default=0, metavar="RANK", help="train adapters of this rank (default: all weights)")),
+        ("--epochs", dict(type=whole(1), default=5, help="passes over the purchases (default 5)")), ("--lora", dict(type=whole(0), default=0, metavar="RANK", help="train adapters of this rank (default: all weights)")),
         ("--attention", dict(default="", metavar="LINE", help="attention prior, such as 'price .4, quantity history .2' (default: none)")), ("--consistency", dict(type=float, default=0., metavar="WEIGHT", help="of the divergence between renderings (default 0)")))
     command("simulate", "Make a market of customers with known tastes; the truth is written beside the records.", out, seed,
         ("--customers", dict(type=whole(1), default=400, help="households and resellers (default 400)")), ("--categories", dict(type=int, default=4, help="retail categories, 1 to 8 (default 4)")),

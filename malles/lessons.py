@@ -26,7 +26,7 @@ from .decisions import to_sft
 @dataclass(frozen=True)
 class PostRecipe:
     "Settings of a post-training."
-    epochs:int = 6            # passes over the purchases, each with other letters
+    epochs:int = 5            # passes over the purchases, each with other letters
     rate:float = 5e-4         # peak learning rate
     word_rate:float = 6.      # how much faster product words learn
     stay_close:float = 0.     # pull towards the base model, as a multiple of the learning rate

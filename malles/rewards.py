@@ -22,7 +22,7 @@ def said_aloud(
     import torch
     from malles.trainer import TextBatches, collate
     letters = torch.tensor(lm.tokenizer.convert_tokens_to_ids(list(SLOTS)))
-    out, model = [], lm.model.eval()
+    out, model = [], lm.model.train(False)
     for rows in TextBatches([len(x) for x in data["input_ids"]], 4096, shuffle=False):
         batch = collate([data[i] for i in rows])
         b, t = torch.nonzero(batch["labels"] >= 0, as_tuple=True)
