@@ -10,7 +10,7 @@ import numpy as np, pandas as pd
 
 # %% ../nbs/14b_attention_audit.ipynb #b44ffc14
 from .occasions import Occasions
-from .words import FIELDS, ID, QUANTITIES, WORDS
+from .words import FIELDS, GROUP, ID, QUANTITIES
 from .reading import joined, over_alternatives, packs, read_packs
 from .elicitation import LMChoice
 from .metrics import cross_entropy, total_variation
@@ -18,7 +18,7 @@ from .validation import rewritten
 from .attention import CODE, ECONOMIC, attention_mass
 
 # %% ../nbs/14b_attention_audit.ipynb #7b195e0f
-KIND = np.full(len(WORDS), -1)                           # of each word, the sort of number that it is; -1 for a mark
+KIND = np.full(len(GROUP), -1)                           # of each word, the sort of number that it is; -1 for a mark
 for k, kind in enumerate([QUANTITIES, *(f.words for f in FIELDS.values())]): KIND[[ID[w] for w in kind]] = k
 
 def strike(
