@@ -71,7 +71,7 @@ def price_law(
     code, at = occasions.product[i, j].astype(int), np.linspace(0, 1, steps)
     low, high = (paid.quantile(q)[code].to_numpy() for q in (.05, .95))
     many, own = np.repeat(i, steps), (np.arange(len(i) * steps), np.repeat(j, steps))
-    tried = price[many]
+    tried = price[many, :occasions[many].mask.shape[1]]                     # the largest sets may have no priced pair
     tried[own] = (low[:, None] + (high - low)[:, None] * at).ravel()
     p = model.predict(occasions[many].replace(price=tried)).choice[own].reshape(-1, steps)
     return float(((np.diff(p, axis=1) < .005).all(1) & (p[:, -1] <= p[:, 0] + 1e-9)).mean())
@@ -135,9 +135,9 @@ def calibration(model:LMChoice, markets:int=80)->dict:
     return dict(calibration_slope=slope(lambda o: model.predict(o).choice), slope_of_truth=slope(lambda o: o.alternative("true_probability", 0.)), choices=sum(map(len, read)))
 
 def law_markets(n:int=20): # list of Occasions
-    "Simulated markets that show prices, some occasions of each."
+    "Simulated markets in which a price can be tried out, some occasions of each."
     some = (o[np.linspace(0, len(o) - 1, min(len(o), 12)).astype(int)] for o in map(unseen_market, range(500, 600)) if len(o))
-    return [o for o, _ in zip((o for o in some if np.isfinite(o.price).any()), range(n))]
+    return [o for o, _ in zip((o for o in some if len(priced_pairs(o)[0])), range(n))]
 
 def laws(model:LMChoice, markets:int=20)->dict:
     "Price law (share of pairs that pass) and position effect (probability) on simulated markets, and calibration on four times as many."

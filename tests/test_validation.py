@@ -97,3 +97,17 @@ def test_the_card_of_the_default_weights_is_the_shipped_one(monkeypatch, tmp_pat
     monkeypatch.setattr(validation, "describe", lambda table, lawful, readme: written.append(readme))
     validation.main(["--weights", weights, "--card"])
     assert written == [(folder or validation.Path(weights))/"README.md"]
+
+
+def test_the_price_law_of_sets_of_several_sizes():
+    "The largest sets hold no price at all, so nothing of them is tried out."
+    from malles.validation import price_law, unseen_market
+    from malles.predictions import Uniform
+    for k in range(60):
+        occ = unseen_market(k)
+        large = occ.sizes == occ.sizes.max() if len(occ) else np.zeros(0, bool)
+        if not len(occ) or large.all() or not np.isfinite(occ.price[~large]).any(): continue
+        blind = occ.replace(price=np.where(large[:, None], np.nan, occ.price))
+        assert np.isnan(law := price_law(Uniform(), blind)) or law == 1
+        return
+    raise AssertionError("no market with sets of several sizes and prices")
