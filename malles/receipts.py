@@ -157,7 +157,7 @@ def with_items(
     names = [f"{c}/{i}" for c, i in zip(p.category, p.product_id)]
     token = np.array([len(WORDS) + items.get(name, np.nan) for name in names], float)
     columns, place = dict(item=token[log.alternative["product"]]), {name: k for k, name in enumerate(names)}
-    tags = [(place[name], round(float(price) * 1000), k) for name, price, k in ((*key.rsplit("@", 1), k) for key, k in items.items() if "@" in key) if name in place]
+    tags = [(place[name], round(float(price) * 1000), k) for name, price, k in ((*key.rsplit("@", 1), k) for key, k in items.items() if "@" in key and key not in place) if name in place]   # a product may be called a@b
     if tags and "price" in log.alternative:
         product, price, k = np.array(sorted(tags)).T
         code = lambda product, price: product.astype(np.int64) * 10**9 + np.round(np.nan_to_num(price.astype(float), nan=-1) * 1000).astype(np.int64)

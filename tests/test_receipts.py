@@ -11,7 +11,7 @@ from malles.texts import sample_market
 from malles.profiles import with_profiles
 from malles.receipts import receipt_text, render, slot_order, window
 from malles.shoppers import sample_world, simulate
-from malles.words import GROUP, ID, SLOTS, WORDS, parse_retail
+from malles.words import GROUP, ID, SLOTS, ITEMS, WORDS, parse_retail
 
 
 def market(seed=0, **kw):
@@ -55,7 +55,7 @@ def test_spans_say_where_fields_lie():
     assert {w.split(":")[0] for w in found["price"]} <= {"price", "move"} and len([w for w in found["price"] if w.startswith("price")]) == 5
     assert all(w.startswith("share") for w in found["popularity"]) and len(found["popularity"]) == 5
     assert words[-1] in found["quantity"] and set(words) & set(SLOTS) == set("ABCDE")
-    assert len(GROUP) == len(WORDS)
+    assert len(GROUP) == len(WORDS) + ITEMS
 
 
 def test_hostile_names_change_nothing():
