@@ -49,6 +49,18 @@ def test_an_update_climbs_to_the_posterior_mode(seed, far):
         assert np.abs(var[i] - exact).max() < .1 * np.abs(exact).max() and left[i] <= Q[i] + 1e-12
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_independent_tastes_rise_where_bought_and_fall_elsewhere(seed):
+    rng = np.random.default_rng(seed)
+    n, K = 4, 5
+    v, x, y = rng.standard_normal((n, K)), .2 * rng.standard_normal((n, K)), rng.integers(0, K, n)
+    P, r, Q = rng.uniform(.1, 1, (n, K)), np.full(n, 2.), np.full(n, .5)
+    S = P[:, :, None] * np.eye(K)
+    a, gain, more, left = update(v, x, y, S, r, Q)
+    new, var = P * a, P - (S @ gain @ S)[:, range(K), range(K)]
+    for i in range(n): assert (var[i] < P[i]).all() and left[i] <= Q[i] and new[i][y[i]] > 0 and (np.delete(new[i], y[i]) < 0).all()
+
+
 def test_tastes_that_go_together_are_found():
     "Two kinds of products: who likes one tub likes the others. And without any pattern, none is found."
     rng = np.random.default_rng(0)
