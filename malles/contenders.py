@@ -109,9 +109,11 @@ def contenders_for(
 ):                      # trial -> list of Contender
     "The field for each market of a run."
     version = weights_hash(model)
-    try: reader(model)  # before any work is done
+    try: first = reader(model)  # before any work is done
     except (ValueError, OSError): raise
     except Exception as e: raise ValueError(f"--model {model}: not a checkpoint of malles ({type(e).__name__}: {e})") from None
+    taught = first if is_post_trained(model) else None
+    base = taught.base if taught else model
     def field(trial):
         from malles.opponents import opponents
         from malles.hazard import quantity_opponents
@@ -122,8 +124,9 @@ def contenders_for(
         if sources or several: out.append(Contender("transfer-logit", partial(elsewhere, tuple(sources.values())), splits=ANYWHERE if several else KNOWN, version=" ".join(sorted(map(data_hash, sources.values())))))
         if np.nanmax(trial.occasions.quantity, initial=0) > 1: out += [Contender(m.name, type(m), splits=splits(m.name)) for m in quantity_opponents(trial.occasions.ordered)]
         rows = {"": dict(), "-no-facts": dict(facts=False), "-no-shares": dict(facts=False, shares=False)}
-        taken = {c.name for c in out} & {model_name(model) + suffix for suffix in rows}
+        mine = [Contender(model_name(base) + suffix, partial(reader, base, **kw), splits=ANYWHERE, version=weights_hash(base)) for suffix, kw in rows.items()]
+        if taught: mine.append(Contender(taught.name, partial(reader, model), splits=("customer",) if taught.knows(trial.source) else ANYWHERE, version=version))
+        taken = {c.name for c in out} & {c.name for c in mine}
         if taken: raise ValueError(f"--model {model}: its name {', '.join(taken)} is that of another model in the table; rename the folder")
-        base, post = (reader(model).base, [Contender(model_name(model), partial(reader, model), splits=("customer",) if reader(model).knows(trial.source) else ANYWHERE, version=version)]) if is_post_trained(model) else (model, [])
-        return out + [Contender(model_name(base) + suffix, partial(reader, base, **kw), splits=ANYWHERE, version=weights_hash(base)) for suffix, kw in rows.items()] + post
+        return out + mine
     return field

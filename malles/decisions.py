@@ -13,22 +13,18 @@ from .occasions import Occasions
 from .predictions import SUPPORT
 from .facts import log_price
 from .tastes import guess
-from .words import ID, QUANTITIES, SLOTS, word
-from .receipts import decision_words
-from .reading import joined, packs
+from .words import ID, SLOTS, word
+from .receipts import decision_words, pieces_taken, slot_taken
+from .reading import by_text, joined, packs
 
 # %% ../nbs/16_decisions.ipynb #f95c492f
 def _compact(occasions, seed):  # list of rows
     "Rows of the texts that answer all occasions."
     texts = joined(packs(occasions, seed=seed))
-    said, pick = decision_words(occasions, texts.order).astype(int), texts.spots.max(1) + 1                    # (n, 2); (n,) where <pick> stands
-    hit = (texts.order == occasions.chosen[:, None]) & (texts.order >= 0)
-    taken = np.where(hit.any(1), hit.argmax(1), -1)
-    pieces = np.where(said[:, 1] >= 0, said[:, 1] - ID["q1"] + 1, 0)
-    rows, ask = [], np.argsort(texts.text, kind="stable")
-    first = np.searchsorted(texts.text[ask], np.arange(len(texts.texts) + 1))
-    for t, ids in enumerate(texts.texts):
-        who, ids = ask[first[t]:first[t+1]], ids.astype(int)
+    said, pick = decision_words(occasions, texts.order), texts.spots.max(1) + 1                                # (n, 2); (n,) where <pick> stands
+    taken, pieces, rows = slot_taken(occasions, texts.order), pieces_taken(occasions), []
+    for who, ids in zip(by_text(texts), texts.texts):
+        ids = ids.astype(int)
         if pick[who[-1]] == len(ids) - 1: ids = np.concatenate([ids, said[who[-1]][said[who[-1]] >= 0]])   # read apart: its answer did not stand there yet
         labels = np.full(len(ids), -100)
         for k in (0, 1): labels[pick[who][said[who, k] >= 0] + 1 + k] = said[who, k][said[who, k] >= 0]
@@ -66,15 +62,11 @@ def _said(slot, pieces, chat):  # an answer in the format of the prompt
     text = SLOTS[slot] + (f" q{pieces}" if pieces else "")
     return [{"role": "assistant", "content": text}] if chat else " " + text
 
-def _purchases(occasions):  # occasions with a purchase; (n,) pieces, 0 where unknown
-    bought = occasions[occasions.chosen >= 0]
-    q = bought.quantity.astype(float)
-    return bought, np.where(np.isnan(q) | (q < .5), 0, np.nan_to_num(q, nan=1.).clip(1, SUPPORT[-1]).round()).astype(int)
-
 def to_prompts(occasions:Occasions, tokenizer=None, seed:int=0):  # datasets.Dataset: prompt, answer, slot, pieces, letters
     "One decision a row: what is read, and what was done. For GRPO, or as prompt and completion for a plain `SFTTrainer`."
     from datasets import Dataset
-    bought, pieces = _purchases(occasions)
+    bought = occasions[occasions.chosen >= 0]
+    pieces = pieces_taken(bought)
     rows = []
     for i, (prompt, letters, order) in enumerate(_prompts(bought, tokenizer, seed)):
         slot = np.flatnonzero(order == bought.chosen[i])
@@ -112,7 +104,8 @@ def to_preference(
 ):                     # datasets.Dataset: prompt, chosen, rejected, kind
     "What was taken over what nearly was."
     from datasets import Dataset
-    bought, pieces = _purchases(occasions)
+    bought = occasions[occasions.chosen >= 0]
+    pieces = pieces_taken(bought)
     other, rows = {h: rejected(bought, h, choice) for h in hard}, []
     for i, (prompt, _, order) in enumerate(_prompts(bought, tokenizer, seed)):
         place = {p: k for k, p in enumerate(order) if p >= 0}
@@ -127,10 +120,9 @@ def _chat(occasions, tokenizer, seed):  # list of rows
     "Rows of one decision each, in the words of another tokenizer."
     letters = [tokenizer(s, add_special_tokens=False)["input_ids"] for s in SLOTS]
     if any(len(x) != 1 for x in letters): raise ValueError(f"{type(tokenizer).__name__} writes a letter as several tokens, so its probability is not read off one place")
-    bought, pieces = _purchases(occasions)
-    rows = []
-    for i, (prompt, n, order) in enumerate(_prompts(bought, tokenizer, seed)):
-        slot = np.flatnonzero(order == bought.chosen[i])
+    pieces, rows = pieces_taken(occasions), []
+    for i, (prompt, n, order) in enumerate(_prompts(occasions, tokenizer, seed)):
+        slot = np.flatnonzero(order == occasions.chosen[i])
         asked, text = ((tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False), False) if not isinstance(prompt, str) else (prompt + " ", True))
         start = tokenizer(asked, add_special_tokens=text)["input_ids"]
         end = tokenizer(_said(slot[0], pieces[i], False)[1:], add_special_tokens=False)["input_ids"] if len(slot) else []

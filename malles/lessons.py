@@ -18,7 +18,7 @@ from .occasions import Occasions, mean_field, with_popularity
 from .facts import market_facts
 from .tastes import with_facts
 from .words import ITEMS, WORDS
-from .receipts import with_items
+from .receipts import product_names, with_items
 from .lm import LM
 from .decisions import to_sft
 
@@ -58,9 +58,8 @@ def own_words(seen:list, recipe:PostRecipe)->dict:  # market -> name -> number o
     "Words for the products and exact prices that the customers learned from met often enough."
     words, n = {}, 0
     for one in seen:
-        p, mask, mine = one.products, one.mask, {}
-        names = [f"{c}/{i}" for c, i in zip(p.category, p.product_id)]
-        bought = np.bincount(one.product[np.arange(len(one)), one.chosen].astype(int), minlength=len(p))
+        names, mask, mine = product_names(one.products), one.mask, {}
+        bought = np.bincount(one.product[np.arange(len(one)), one.chosen].astype(int), minlength=len(names))
         for j in np.flatnonzero(bought >= recipe.items): mine[names[j]] = n; n += 1
         price = one.price[mask]
         shelf = pd.DataFrame(dict(product=one.product[mask].astype(int), price=np.round(price.astype(float), 3)))[~np.isnan(price)].value_counts()

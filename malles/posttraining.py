@@ -18,7 +18,7 @@ from .folders import replace_file
 from .market import fold_of
 from .occasions import Occasions, mean_field, with_popularity
 from .predictions import ChoiceModel, Predictions, SUPPORT
-from .metrics import clustered_mean
+from .metrics import choice_scores, clustered_mean
 from .words import WORDS
 from .lm import LM
 from .elicitation import LMChoice
@@ -49,7 +49,6 @@ def posttrain_fold(
     from safetensors import SafetensorError
     from transformers.utils import logging
     from malles.trainer import ChoiceSFTConfig, ChoiceSFTTrainer
-    logging.disable_progress_bar(); logging.set_verbosity_error()             # its remarks on tied words are no news
     out, work = Path(out), Path(out)/"work"
     each = [parts(o, fold) for o in markets]
     words = own_words([seen for seen, _, _ in each], recipe)
@@ -61,17 +60,20 @@ def posttrain_fold(
         if {k: there.get(k) for k in card} != card: raise ValueError(f"{out}: holds a model of other data or another recipe; choose another folder")
         return out
     work.mkdir(parents=True, exist_ok=True)
-    replace_file(work/"card.json", lambda p: Path(p).write_text(json.dumps(card))) if not (work/"card.json").exists() else None
+    if not (work/"card.json").exists(): replace_file(work/"card.json", lambda p: Path(p).write_text(json.dumps(card)))
     if json.loads((work/"card.json").read_text()) != card: raise ValueError(f"{work}: a training of other data or another recipe was stopped there; choose another folder")
     args = ChoiceSFTConfig(str(work), learning_rate=recipe.rate, num_train_epochs=1, lr_scheduler_type="linear", warmup_steps=20, adam_beta2=.98, seed=recipe.seed, stay_close=recipe.stay_close, word_rate=recipe.word_rate,
         attention_prior=recipe.attention, consistency_weight=recipe.consistency, views=2 if recipe.consistency else 1, eval_strategy="steps", eval_steps=1 / recipe.epochs, save_strategy="steps", save_steps=1 / recipe.epochs,
         save_total_limit=2, load_best_model_at_end=True, metric_for_best_model="eval_log_loss", greater_is_better=False, logging_steps=10**9, disable_tqdm=True)
     trainer = ChoiceSFTTrainer(lm.model, args, train, inner, processing_class=lm.tokenizer, peft_config=_adapters(lm, recipe))
     if progress: trainer.add_callback(_bar(fold))
+    loud = logging.get_verbosity()
+    logging.disable_progress_bar(); logging.set_verbosity_error()             # its remarks on tied words are no news
     try: trainer.train(resume_from_checkpoint=last_whole(work))
     except (OSError, RuntimeError, SafetensorError) as e:
         if isinstance(e, RuntimeError) and "PytorchStreamWriter" not in str(e): raise
         raise OSError(f"{work}: a checkpoint cannot be written ({e}); the same call continues from {getattr(last_whole(work), 'name', 'the beginning')}") from None
+    finally: logging.set_verbosity(loud)
     curve = [dict(step=x["step"], **{k.removeprefix("eval_"): x[k] for k in x if k.startswith("eval_log_loss")}) for x in trainer.state.log_history if "eval_log_loss" in x]
     model = trainer.model.merge_and_unload() if recipe.lora else trainer.model
     part = out.with_name(f".{out.name}.part")
@@ -174,8 +176,7 @@ def held_out(folder, base:str, markets:list, fold:int)->pd.DataFrame:  # market,
         look = with_popularity(occasions, mean_field(occasions[~out]), counted=occasions[~out])
         loss = {}
         for name, model in (("base", LMChoice(LM.from_pretrained(base))), ("post", LMChoice(LM.from_pretrained(str(folder))))):
-            p = model.fit(look[~out]).predict(look[out]).choice
-            loss[name] = -np.log(np.maximum(p[np.arange(len(p)), look[out].chosen], 1e-12))
+            loss[name] = choice_scores(model.fit(look[~out]).predict(look[out]), look[out]).log_loss.to_numpy()
         tables.append(pd.DataFrame(dict(market=occasions.market, customer=look[out].customers[look[out].customer], **loss)))
     return pd.concat(tables, ignore_index=True)
 

@@ -48,21 +48,21 @@ def judge(lm, data)->pd.Series:
         readable=s["readable"].mean(), pieces=np.nanmean(s["pieces"]) if np.isfinite(s["pieces"]).any() else np.nan))
 
 # %% ../nbs/16e_rewards.ipynb #b997d1d5
-def _text(answer): return answer if isinstance(answer, str) else answer[0]["content"]
+def _read(completions, letters):  # [(slot, pieces) or None]
+    text = lambda answer: answer if isinstance(answer, str) else answer[0]["content"]
+    return [parse_retail(text(c).strip(), n) for c, n in zip(completions, letters)]
 
 def choice_reward(completions, slot, letters, **kw):
     "1 where the answer names what was bought."
-    read = [parse_retail(_text(c).strip(), n) for c, n in zip(completions, letters)]
-    return [float(r is not None and r[0] == s) for r, s in zip(read, slot)]
+    return [float(r is not None and r[0] == s) for r, s in zip(_read(completions, letters), slot)]
 
 def quantity_reward(completions, pieces, letters, **kw):
     "Closeness of the pieces, min(q, q*) / max(q, q*); nothing for an answer without any, no reward where they are unknown."
-    read = [parse_retail(_text(c).strip(), n) for c, n in zip(completions, letters)]
-    return [None if not q else 0. if r is None or not r[1] else min(q, r[1]) / max(q, r[1]) for r, q in zip(read, pieces)]
+    return [None if not q else 0. if r is None or not r[1] else min(q, r[1]) / max(q, r[1]) for r, q in zip(_read(completions, letters), pieces)]
 
 def readable_reward(completions, letters, **kw):
     "1 where the answer can be read."
-    return [float(parse_retail(_text(c).strip(), n) is not None) for c, n in zip(completions, letters)]
+    return [float(r is not None) for r in _read(completions, letters)]
 
 REWARDS, REWARD_WEIGHTS = [choice_reward, quantity_reward, readable_reward], [1., .5, .2]
 

@@ -10,6 +10,7 @@ __all__ = ['ChoiceSFTConfig', 'TextBatches', 'collate', 'decision_losses', 'read
 from collections import defaultdict
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 # %% ../nbs/16b_trainer.ipynb #a27d6599
 import numpy as np, torch
@@ -129,24 +130,25 @@ class ChoiceSFTTrainer(SFTTrainer):
     "TRL's supervised trainer on rows of `to_sft`. `model` is a causal language model (with `peft_config`: LoRA); the evaluation reports the exact log-loss, a mean over categories."
 
     def __init__(self, model, args:ChoiceSFTConfig, train_dataset, eval_dataset=None, **kw):
-        super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, data_collator=lambda rows: collate(rows, args.views if self.model.training else 1), **kw)
+        super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, data_collator=collate, **kw)
         if args.word_rate != 1: self.add_callback(FasterWords(self.model, args.word_rate))
         self.prior = attention_prior(args.attention_prior) if args.attention_prior else None
         if args.disable_tqdm: self.remove_callback(PrinterCallback)
         if args.stay_close: self.add_callback(StayClose(self.model, args.stay_close))
         self.sums, self.loss_is_scaled_for_ga = defaultdict(lambda: np.zeros(2)), False
-        batches = self._batches(train_dataset, True)
-        self.per_batch = sum(w * len(t) for w, t in zip(train_dataset["weight"], train_dataset["taken"])) / len(batches)   # decisions, by weight
+        self.train_batches = self._batches(train_dataset, args.views, True)
+        self.per_batch = sum(w * len(t) for w, t in zip(train_dataset["weight"], train_dataset["taken"])) / len(self.train_batches)   # decisions, by weight
 
-    def _batches(self, data, train):
-        return TextBatches([len(x) for x in data["input_ids"]], self.args.batch_tokens, self.args.views if train else 1, self.args.seed, train)
+    def _batches(self, data, views, shuffle): return TextBatches([len(x) for x in data["input_ids"]], self.args.batch_tokens, views, self.args.seed, shuffle)
 
-    def get_train_dataloader(self):
-        return self.accelerator.prepare(torch.utils.data.DataLoader(self.train_dataset, batch_sampler=self._batches(self.train_dataset, True), collate_fn=lambda rows: collate(rows, self.args.views)))
+    def _loader(self, data, batches, views):
+        return self.accelerator.prepare(torch.utils.data.DataLoader(data, batch_sampler=batches, collate_fn=partial(collate, views=views)))
+
+    def get_train_dataloader(self): return self._loader(self.train_dataset, self.train_batches, self.args.views)
 
     def get_eval_dataloader(self, eval_dataset=None):
         data = self.eval_dataset if eval_dataset is None else eval_dataset
-        return self.accelerator.prepare(torch.utils.data.DataLoader(data, batch_sampler=self._batches(data, False), collate_fn=collate))
+        return self._loader(data, self._batches(data, 1, False), 1)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         args, train, places = self.args, model.training, read_places(inputs)
