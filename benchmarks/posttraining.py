@@ -49,7 +49,7 @@ def main(a):
         lm, packed = LM.from_pretrained("nano"), to_sft(occ)
         trainer = ChoiceSFTTrainer(lm.model, ChoiceSFTConfig(folder, **common), packed, processing_class=lm.tokenizer)
         n = sum(len(t) for t in packed["taken"])
-        out["packed"] = measure(trainer, n / len(trainer._batches(packed, True)), a.seconds)
+        out["packed"] = measure(trainer, n / len(trainer.train_batches), a.seconds)
         plain = to_prompts(occ).rename_column("answer", "completion").select_columns(["prompt", "completion"])
         for size in (4, 16, 64):
             lm = LM.from_pretrained("nano"); lm.tokenizer.eos_token = "<visit>"
