@@ -70,9 +70,9 @@ class LMChoice(ChoiceModel):
     def read(self, occasions:Occasions, mu=None)->Occasions:
         "The occasions as this model sees them."
         if "n_past" not in occasions.log.occasion: raise ValueError("these occasions carry no profiles: pass them through with_profiles first")
-        kept = (self.lm.card.get("folds") or {}).get(occasions.market)  # a model trained on this market knows all customers but those of one fold
-        if kept is not None and (fold_of(occasions.market, occasions.customers[np.unique(occasions.customer)]) != kept).any():
-            raise ValueError(f"{self.lm.name} was trained on customers of {occasions.market} outside fold {kept}: it may be scored on fold {kept} only")
+        kept = (self.lm.card.get("folds") or {}).get(occasions.market)  # a model trained on this market knows all customers but those of one fold, or all
+        if kept is not None and not np.isin(fold_of(occasions.market, occasions.customers[np.unique(occasions.customer)]), kept).all():
+            raise ValueError(f"{self.lm.name} was trained on customers of {occasions.market}" + (f" outside fold {kept}: it may be scored on fold {kept} only" if kept != [] else ": it may be asked about other markets only"))
         if mu is not None: occasions = with_popularity(occasions, mu)
         return self._named(occasions if self.facts is None else with_facts(occasions, self.facts))
 

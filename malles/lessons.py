@@ -39,14 +39,24 @@ class PostRecipe:
     consistency:float = 0.    # weight of the divergence between two renderings
     seed:int = 0
 
-def inner_customers(occasions:Occasions):  # (customers,) True where set aside
-    "One customer in ten, by a hash of his own."
-    return np.array([int(hashlib.sha256(f"inner/{occasions.market}/{c}".encode()).hexdigest(), 16) % 10 == 0 for c in occasions.customers])
+def inner_customers(
+    occasions:Occasions,
+    out=None,             # (customers,) True where held out: not counted
+):                        # (customers,) True where set aside
+    "One customer in ten, by a hash of his own; two at the least."
+    number = [int(hashlib.sha256(f"inner/{occasions.market}/{c}".encode()).hexdigest(), 16) for c in occasions.customers]
+    lot = np.array([x % 10 + x / 2**256 for x in number])
+    there = np.isin(np.arange(len(lot)), occasions.customer) & (True if out is None else ~out)
+    return lot < max(1., np.sort(lot[there])[2] if there.sum() > 2 else 0.)
 
-def parts(occasions:Occasions, fold:int):  # (learned from, inner, held out) Occasions
+def parts(
+    occasions:Occasions,
+    fold:int=None,        # of the customers held out; None: nobody is
+):                        # (learned from, inner, held out) Occasions
     "The purchases of a market, as model `fold` may see them: popularity and facts are those of the customers learned from."
     occasions = occasions[occasions.chosen >= 0]
-    out, inner = (mask[occasions.customer] for mask in (fold_of(occasions.market, occasions.customers) == fold, inner_customers(occasions)))
+    left = fold_of(occasions.market, occasions.customers) == (-1 if fold is None else fold)
+    out, inner = (mask[occasions.customer] for mask in (left, inner_customers(occasions, left)))
     seen = occasions[~out & ~inner]
     if not len(seen) or not (inner & ~out).any(): raise ValueError(f"{occasions.market}, fold {fold}: too few customers to learn from and to set aside ({len(np.unique(occasions.customer))} in all)")
     facts = market_facts(with_popularity(seen, mean_field(seen), counted=seen))

@@ -39,7 +39,7 @@ def _digest(train):
 
 def posttrain_fold(
     markets:list,      # of Occasions with profiles, one reading of each market
-    fold:int,          # of the customers that are never seen
+    fold:int,          # of the customers that are never seen; None: all are, and the model is for other markets
     out,               # folder of the model
     recipe:PostRecipe=PostRecipe(),
     base:str="nano",   # nano, or a checkpoint folder
@@ -53,8 +53,13 @@ def posttrain_fold(
     each = [parts(o, fold) for o in markets]
     words = own_words([seen for seen, _, _ in each], recipe)
     train, inner = lessons([s for s, _, _ in each], [i for _, i, _ in each], words, recipe)
-    lm = with_more_words(LM.from_pretrained(base), sum(map(len, words.values())), recipe.seed)
-    card = dict(name=f"{lm.name}+post", base=base, base_sha256=(lm.card or {}).get("sha256"), words=(lm.card or {}).get("words"), folds={o.market: fold for o in markets}, data=_digest(train), recipe=asdict(recipe), items=words)
+    lm = LM.from_pretrained(base)
+    was = lm.card or {}
+    if any(was.get("items", {}).values()): raise ValueError(f"{base}: has words for the products of {', '.join(was['items'])} already; teach the model that it was made from")
+    met = [o.market for o in markets if was.get("folds", {}).get(o.market, fold) != fold]
+    if met: raise ValueError(f"{base}: has met customers of {', '.join(met)} that it must not have met for fold {fold}")
+    lm = with_more_words(lm, sum(map(len, words.values())), recipe.seed)
+    card = dict(name=f"{lm.name.removesuffix('+post')}+post", base=base, base_sha256=was.get("sha256"), words=was.get("words"), folds=was.get("folds", {}) | {o.market: [] if fold is None else fold for o in markets}, data=_digest(train), recipe=asdict(recipe), items=words)
     if (out/"card.json").exists():
         there = json.loads((out/"card.json").read_text())
         if {k: there.get(k) for k in card} != card: raise ValueError(f"{out}: holds a model of other data or another recipe; choose another folder")
@@ -81,7 +86,7 @@ def posttrain_fold(
     model.save_pretrained(part); lm.tokenizer.save_pretrained(part)
     card |= dict(sha256=hashlib.sha256((part/"model.safetensors").read_bytes()).hexdigest(), parameters=sum(p.numel() for p in model.parameters()), inner=curve)
     (part/"card.json").write_text(json.dumps(card, indent=1) + "\n")
-    (part/"README.md").write_text(MODEL_CARD.format(fold=fold, markets=", ".join(card["folds"]), **card))
+    (part/"README.md").write_text(MODEL_CARD.format(whom="all customers" if fold is None else f"customers outside fold {fold}", asked="" if fold is None else f"customers of fold {fold} of these markets, and about ", markets=", ".join(card["folds"]), **card))
     for f in sorted(part.iterdir(), key=lambda f: f.name == "card.json"): os.replace(f, out/f.name)      # the card last: it says that all is there
     part.rmdir(); shutil.rmtree(work)
     return out
@@ -92,9 +97,9 @@ license: other
 base_model: {base}
 library_name: transformers
 ---
-# {name}, fold {fold}
+# {name}
 
-{base}, post-trained by `malles posttrain` on the purchases of customers outside fold {fold} of: {markets}. It may be asked about customers of fold {fold} of these markets, and about other markets.
+{base}, post-trained by malles on the purchases of {whom} of: {markets}. It may be asked about {asked}other markets.
 
 - **Data**: hash {data}; the records' own terms apply to these weights.
 - **Inner customers** (one in ten, set aside): log-loss by step in `card.json`; the best step was kept.
