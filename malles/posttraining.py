@@ -54,12 +54,13 @@ def posttrain_fold(
     words = own_words([seen for seen, _, _ in each], recipe)
     train, inner = lessons([s for s, _, _ in each], [i for _, i, _ in each], words, recipe)
     lm = LM.from_pretrained(base)
-    was = lm.card or {}
-    if any(was.get("items", {}).values()): raise ValueError(f"{base}: has words for the products of {', '.join(was['items'])} already; teach the model that it was made from")
-    met = [o.market for o in markets if was.get("folds", {}).get(o.market, fold) != fold]
-    if met: raise ValueError(f"{base}: has met customers of {', '.join(met)} that it must not have met for fold {fold}")
+    was, held = lm.card or {}, [] if fold is None else fold
+    before, items = was.get("folds") or {}, was.get("items") or {}
+    if any(items.values()): raise ValueError(f"{base}: has words for the products of {', '.join(items)} already; teach the model that it was made from")
+    met = [o.market for o in markets if before.get(o.market, held) != held]
+    if met: raise ValueError(f"{base}: has met customers of {', '.join(met)} that fold {fold} holds back")
     lm = with_more_words(lm, sum(map(len, words.values())), recipe.seed)
-    card = dict(name=f"{lm.name.removesuffix('+post')}+post", base=base, base_sha256=was.get("sha256"), words=was.get("words"), folds=was.get("folds", {}) | {o.market: [] if fold is None else fold for o in markets}, data=_digest(train), recipe=asdict(recipe), items=words)
+    card = dict(name=f"{lm.name.removesuffix('+post')}+post", base=base, base_sha256=was.get("sha256"), words=was.get("words"), folds=before | {o.market: held for o in markets}, data=_digest(train), recipe=asdict(recipe), items=words)
     if (out/"card.json").exists():
         there = json.loads((out/"card.json").read_text())
         if {k: there.get(k) for k in card} != card: raise ValueError(f"{out}: holds a model of other data or another recipe; choose another folder")
