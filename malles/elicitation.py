@@ -57,6 +57,7 @@ class LMChoice(ChoiceModel):
     def _pieces_tilt(self, occasions, most=100, trust=20):  # (categories, K)
         "How much more often each number is taken than foreseen, from at most so many purchases of a category; the foreseen counts as `trust` purchases."
         told = occasions[(occasions.chosen >= 0) & (occasions.quantity > .5)]
+        if not len(told): return None                                        # a market that does not count pieces
         order = np.random.default_rng(self.seed).permutation(len(told))
         order = order[np.argsort(told.category[order], kind="stable")]
         nth = np.arange(len(order)) - np.searchsorted(told.category[order], told.category[order])

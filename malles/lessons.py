@@ -16,7 +16,7 @@ import numpy as np, pandas as pd
 from .market import fold_of
 from .occasions import Occasions, mean_field, with_popularity
 from .facts import market_facts
-from .tastes import with_facts
+from .tastes import as_stranger, with_facts
 from .words import ITEMS, WORDS
 from .receipts import product_names, with_items
 from .lm import LM
@@ -34,6 +34,7 @@ class PostRecipe:
     items:int = 20            # purchases that a product needs for a word of its own
     tags:int = 20             # shelves on which a product must have stood at an exact price for a word of its own
     nameless:float = .2       # share of the texts without such words, so that a newcomer is understood
+    strange:float = 0.        # share of the texts, of the nameless first, without facts and shares, so that a new market is
     lora:int = 0              # rank of the adapters (PEFT); 0: all weights
     attention:str = ""        # the attention prior in one line; empty: none
     consistency:float = 0.    # weight of the divergence between two renderings
@@ -96,8 +97,9 @@ def lessons(seen:list, inner:list, words:dict, recipe:PostRecipe):  # (train, in
     train = []
     for one in seen:
         named = with_items(one, words[one.market])
-        bare = set(rng.permutation(recipe.epochs)[:round(recipe.nameless * recipe.epochs)].tolist())
-        train += [to_sft(one if e in bare else named, views=views, seed=recipe.seed + 1000 + e * views) for e in range(recipe.epochs)]
+        lot = np.argsort(rng.permutation(recipe.epochs))                         # of each epoch: the first ones go without
+        bare, strange = (round(share * recipe.epochs) for share in (recipe.nameless, recipe.strange))
+        train += [to_sft(as_stranger(one) if lot[e] < strange else one if lot[e] < bare else named, views=views, seed=recipe.seed + 1000 + e * views) for e in range(recipe.epochs)]
     train = concatenate_datasets(train)
     size = pd.Series([len(t) for t in train["taken"]]).groupby(np.array(train["category"])).sum()
     weight = size ** (recipe.temperature - 1)
