@@ -57,7 +57,7 @@ def posttrain_fold(
     was, held = lm.card or {}, [] if fold is None else fold
     before, items = was.get("folds") or {}, was.get("items") or {}
     if any(items.values()): raise ValueError(f"{base}: has words for the products of {', '.join(items)} already; teach the model that it was made from")
-    met = [o.market for o in markets if before.get(o.market, held) != held]
+    met = [o.market for o in markets if not np.isin(held, before.get(o.market, held)).all()]
     if met: raise ValueError(f"{base}: has met customers of {', '.join(met)} that fold {fold} holds back")
     lm = with_more_words(lm, sum(map(len, words.values())), recipe.seed)
     card = dict(name=f"{lm.name.removesuffix('+post')}+post", base=base, base_sha256=was.get("sha256"), words=was.get("words"), folds=before | {o.market: held for o in markets}, data=_digest(train), recipe=asdict(recipe), items=words)
