@@ -47,7 +47,7 @@ class Few(ChoiceModel):
 
 # %% ../nbs/55_atlas.ipynb #97a56aed
 REGIMES = ("zero-shot", "others", "similar", "itself", "all")
-GENERAL = PostRecipe(epochs=3, items=10**9, strange=1/3)   # no words for products: what is learned is for other categories, some of it for those of which nothing is known
+GENERAL = PostRecipe(epochs=3, rate=1e-4, items=10**9, strange=2/3)   # gently, and without words for products: what is learned is for other categories, most of it for those of which little is known
 LEAST = 6                                     # customers below which nothing can be tried out
 
 class Regime(ChoiceModel):

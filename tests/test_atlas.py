@@ -11,6 +11,7 @@ pytest.importorskip("torch")
 
 from malles.atlas import GENERAL, LEAST, Few, Regime, crossover, most_alike, regime_table, shelf_traits
 from malles.covariates import ready
+from malles.decisions import to_sft
 from malles.elicitation import LMChoice
 from malles.lessons import PostRecipe, inner_customers, lessons, parts
 from malles.lm import LM
@@ -92,14 +93,21 @@ def test_auto_takes_what_its_own_trials_say(general):
     assert Regime("auto", general).fit(few).regime == "others" and Regime("auto").fit(few).regime == "zero-shot"
 
 
-def test_strange_texts_hold_no_facts_and_no_shares():
-    seen, inner, _ = parts(market(5))
-    train, told = lessons([seen], [inner], {seen.market: {}}, replace(GENERAL, epochs=2, strange=.5))
-    words = lambda rows: {WORDS[i].split(":")[0] for r in rows for i in r["input_ids"]}
-    tells = {"crowd", "repeat", "share"} & words(told)
-    assert tells, "this market tells nothing, so the test says nothing"
-    strange = [r for r in train if not words([r]) & {"crowd", "repeat", "share"}]
-    assert sum(len(r["taken"]) for r in strange) == len(seen) == sum(len(r["taken"]) for r in train) / 2
+def test_strange_texts_are_seen_by_somebody_who_knows_few_or_none(monkeypatch):
+    o = market(5)
+    seen, inner, _ = parts(o)
+    words = lambda rows: {WORDS[i] for r in rows for i in r["input_ids"] if WORDS[i].split(":")[0] in ("crowd", "repeat", "share")}
+    def strange(k):
+        monkeypatch.setattr("malles.lessons.FEW", (k,))
+        train, _ = lessons([seen], [inner], {seen.market: {}}, replace(GENERAL, epochs=2, strange=.5))
+        plain, _ = lessons([seen], [inner], {seen.market: {}}, replace(GENERAL, epochs=2, strange=0.))
+        assert sum(len(r["taken"]) for r in train) == 2 * len(seen)
+        same = {tuple(r["input_ids"]) for r in plain}
+        return [r for r in train if tuple(r["input_ids"]) not in same]
+    nobody, three = strange(0), strange(3)
+    assert words(to_sft(seen)) and not words(nobody) and sum(len(r["taken"]) for r in nobody) == len(seen)
+    crowd = {w for w in words(three) if w.startswith("crowd")}
+    assert crowd and max(int(w.split(":")[1]) for w in crowd) < max(int(w.split(":")[1]) for w in words(to_sft(seen)) if w.startswith("crowd")), "three customers are as large a crowd as all"
 
 
 def test_two_customers_are_set_aside_where_there_are_few():
