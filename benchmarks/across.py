@@ -9,6 +9,7 @@ categories, and (an experiment) guesses tilted by one scoring step on what is ca
 import os
 os.environ.setdefault("OMP_NUM_THREADS", "1"); os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import argparse, json, time, warnings
+from copy import copy
 from pathlib import Path
 import numpy as np, pandas as pd
 from malles.across import AcrossLogit, carried, dealt_anew, first_visits, receipt_lines, split_half, standing, with_history, with_standing
@@ -126,14 +127,17 @@ def main():
     def products(fold, train, first):
         own, wide = logits(first, bought, ("log_price",), " (categories with choices)"), logits(first, lines, ("log_price",))
         tastes, nano = RunningTastes().fit(train), reader("nano").fit(train)
-        yield from (Popularity(), *own[1:2], *wide, tastes, Tilted(tastes, wide[1], first, "running-tastes, tilted"))
+        strangers = copy(wide[1]); strangers.lines = dealt_anew(lines)   # trusted as if they were the customer himself
+        yield from (Popularity(), *own[1:2], *wide, tastes)
+        yield from (Tilted(tastes, who, first, f"running-tastes, tilted{by}") for who, by in ((wide[1], ""), (own[1], " (categories with choices)"), (strangers, " by strangers")))
         for model in (nano, post.fit(train)) if post and fold in post.cards else (nano,):
             whole = WithHistory(model, "both")
             yield from (WithHistory(model, "own"), whole, Tilted(whole, wide[1], first, f"{model.name}, tilted"), TiltedTaste(model, wide[1], first, f"{model.name}, tilted taste"))
     scores = trial(t, lines, a.folds, products)
     crowd, across, name = "logit: crowd", "logit: log_price", post.name if post else ""
     found = dict(tafeng=gains(scores, [("popularity", crowd), ("popularity", across), (crowd, across), (crowd, "logit (categories with choices): log_price"), (crowd, "logit: dealt anew"),
-        ("popularity", "running-tastes"), ("running-tastes", "running-tastes, tilted"), ("popularity", "nano, both"), ("nano, own", "nano, both"), ("nano, both", "nano, tilted"),
+        ("popularity", "running-tastes"), *(("running-tastes", f"running-tastes, tilted{by}") for by in ("", " (categories with choices)", " by strangers")),
+        ("running-tastes", "nano, both"), ("popularity", "nano, both"), ("nano, own", "nano, both"), ("nano, both", "nano, tilted"),
         ("nano, both", "nano, tilted taste"), ("nano, both", f"{name}, both"), (f"{name}, own", f"{name}, both"), (f"{name}, both", f"{name}, tilted"), (f"{name}, both", f"{name}, tilted taste")]))
     grows = dict(tafeng=growth(scores, crowd, across), nano=growth(scores, "nano, own", "nano, both"))
     def told(fold, train, later):
