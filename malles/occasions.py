@@ -244,7 +244,7 @@ def with_popularity(
         at = np.minimum(np.searchsorted(own, mine), max(len(own)-1, 0))
         seen = mu.count[product] - (np.where(own[at] == mine, n[at], 0) if len(own) else 0)
     known = ~np.isnan(seen)
-    total = per(np.where(known, seen, _left(mu, L.products)[product]))[of]
+    total = per(seen if known.all() else np.where(known, seen, _left(mu, L.products)[product]))[of]
     share = np.divide(seen, total, out=np.full(len(seen), np.nan), where=known & (total > 0))
     looks = Occasions(L, occasions.rows, {k: v for k, v in occasions.overrides.items() if k != "popularity"})
     return looks.with_columns(dict(announced=per(mu.count[product]) == 0), dict(popularity=share.astype(np.float32)))
