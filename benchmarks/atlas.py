@@ -20,6 +20,7 @@ from malles.market import read_market
 from malles.occasions import mean_field, with_popularity
 from malles.opponents import opponents
 from malles.posttraining import posttrain_fold
+from malles.transfer import SimLogit, TransferLogit
 
 MARKETS = ("panels/catsup", "panels/ketchup", "panels/margarine", "panels/tuna", "panels/detergent", "tafeng")
 CLASSICAL = ("dirichlet", "loyalty-logit", "mixed-logit", "lightgbm-monotone")
@@ -43,13 +44,11 @@ def field(trial, folders, others, counts, regimes):
     for n in counts:
         label = "all" if n is None else str(n)
         out += [Contender(f"{r}, {label}", partial(few, Regime, n, r, folders["others"], folders["similar"]), ("customer",), version) for r in regimes if n != 0 or r not in ("itself", "all", "auto")]
-        out += [Contender(f"{m.name}, {label}", partial(few, type(m), n), ("customer",)) for m in opponents(trial.occasions.ordered, only=[*CLASSICAL, "sim-logit"]) if n != 0 or m.name == "sim-logit"]
-        out.append(Contender(f"transfer-logit, {label}", partial(_travelled, n, tuple(seen)), ("customer",), version))
+        out += [Contender(f"{m.name}, {label}", partial(few, type(m), n), ("customer",)) for m in opponents(trial.occasions.ordered, only=CLASSICAL) if n != 0]
+        out += [Contender(f"sim-logit, {label}", partial(travelled, SimLogit, n), ("customer",)), Contender(f"transfer-logit, {label}", partial(travelled, TransferLogit, n, seen), ("customer",), version)]
     return out
 
-def _travelled(n, others):
-    from malles.transfer import TransferLogit
-    return Few(TransferLogit(list(others)), n)
+def travelled(model, n, *a): return Few(model(*a).fit(None), n)   # it looks at no customer of this market, so it is fitted where nobody is known as well
 
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
