@@ -6,6 +6,7 @@
 __all__ = ['REGIMES', 'GENERAL', 'LEAST', 'Few', 'Regime', 'shelf_traits', 'most_alike', 'regime_table', 'crossover']
 
 # %% ../nbs/55_atlas.ipynb #c17d8732
+from dataclasses import replace
 import tempfile
 
 # %% ../nbs/55_atlas.ipynb #975e6533
@@ -14,7 +15,7 @@ import numpy as np, pandas as pd
 # %% ../nbs/55_atlas.ipynb #e3f90885
 from .occasions import Occasions, mean_field, with_popularity
 from .predictions import ChoiceModel, Predictions
-from .facts import log_price, market_facts, moves, row_mean, shown
+from .facts import log_price, mean_by, moves, row_mean, shown
 from .lm import LM
 from .elicitation import LMChoice
 from .lessons import PostRecipe
@@ -91,22 +92,18 @@ class Regime(ChoiceModel):
 
     def predict(self, occasions:Occasions, mu=None)->Predictions:
         model = self.model or LMChoice(LM.from_pretrained(self.begins[self._strange() if self.asked == "auto" else self.asked]))
-        return Predictions(*(getattr(model.predict(occasions, mu), k) for k in ("choice", "quantity", "support")), name=self.name)
+        return replace(model.predict(occasions, mu), name=self.name)
 
 # %% ../nbs/55_atlas.ipynb #53398cae
 def shelf_traits(occasions:Occasions)->pd.DataFrame:  # one row per category, NaN where the records do not say
     "What a shelf looks like, whoever buys."
-    lp, mask = log_price(occasions), occasions.mask
-    usual = _usual(occasions)
+    lp, mask, discount = log_price(occasions), occasions.mask, occasions.alternative("discount").astype(float)
+    usual, _ = mean_by(occasions.product[mask].astype(int), lp[mask], len(occasions.products))
+    moved = moves(occasions, usual)
     spread = lambda x: np.sqrt(row_mean((x - row_mean(x, mask))**2, mask))[:, 0]
-    deal = np.where(np.isnan(occasions.alternative("discount").astype(float)), np.nan, occasions.alternative("discount").astype(float) > .02)
-    each = pd.DataFrame(dict(alternatives=np.log(mask.sum(1)), apart=spread(lp), restless=np.abs(row_mean(moves(occasions, usual), mask))[:, 0] + spread(moves(occasions, usual)),
-        deals=row_mean(deal, mask)[:, 0], shown=row_mean(shown(occasions), mask)[:, 0]))
+    each = pd.DataFrame(dict(alternatives=np.log(mask.sum(1)), apart=spread(lp), restless=np.abs(row_mean(moved, mask))[:, 0] + spread(moved),
+        deals=row_mean(np.where(np.isnan(discount), np.nan, discount > .02), mask)[:, 0], shown=row_mean(shown(occasions), mask)[:, 0]))
     return each.groupby(occasions.categories[occasions.category].astype(str)).mean()
-
-def _usual(occasions):  # (products,) mean log price, NaN where there is none
-    code, v = occasions.product[occasions.mask].astype(int), log_price(occasions)[occasions.mask]
-    return pd.Series(v).groupby(code).mean().reindex(range(len(occasions.products))).to_numpy()
 
 def most_alike(
     target:Occasions,

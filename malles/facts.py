@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST', 'MarketFacts', 'log_price', 'row_mean', 'moves', 'shown', 'expected_share', 'crowd_share', 'surprise',
-           'leaning', 'match', 'tastes_together', 'market_facts']
+           'leaning', 'match', 'tastes_together', 'mean_by', 'market_facts']
 
 # %% ../nbs/08_facts.ipynb #f92fabe2
 from dataclasses import dataclass
@@ -152,7 +152,8 @@ def tastes_together(
     return tuple(out)
 
 # %% ../nbs/08_facts.ipynb #d03ddef0
-def _mean_by(code, value, size):  # (size,), NaN where there is none
+def mean_by(code, value, size):  # (size,) means, NaN where there is none; (size,) how many values are known
+    "Mean of the known values by code; a negative code counts for nothing."
     ok = (code >= 0) & ~np.isnan(value)
     n = np.bincount(code[ok], minlength=size)
     return np.divide(np.bincount(code[ok], value[ok], size), n, out=np.full(size, np.nan), where=n > 0), n
@@ -161,13 +162,13 @@ def market_facts(occasions:Occasions)->MarketFacts:
     "Facts of these (training) occasions, which carry profiles and popularity. Raises ValueError where there are none."
     if not len(occasions): raise ValueError(f"{occasions.market}: no training occasions to take facts from")
     code, C, P = occasions.product.astype(int), len(occasions.categories), len(occasions.products)
-    usual, _ = _mean_by(code.ravel(), log_price(occasions).ravel(), P)
+    usual, _ = mean_by(code.ravel(), log_price(occasions).ravel(), P)
     bought, past = occasions.chosen >= 0, (occasions.column("n_past") > 0)[:, None]
     q = np.where(bought, occasions.quantity.astype(float), np.nan).clip(1, 20)
-    pieces, _ = _mean_by(occasions.category.astype(int), q, C)
-    single, _ = _mean_by(occasions.category.astype(int), np.where(np.isnan(q), np.nan, q < 1.5), C)
+    pieces, _ = mean_by(occasions.category.astype(int), q, C)
+    single, _ = mean_by(occasions.category.astype(int), np.where(np.isnan(q), np.nan, q < 1.5), C)
     taken = np.where(bought, code[np.arange(len(code)), np.maximum(occasions.chosen, 0)], -1)
-    mean, n = _mean_by(taken, q, P)
+    mean, n = mean_by(taken, q, P)
     category = np.full(P, np.nan)
     category[code[occasions.mask]] = np.broadcast_to(pieces[occasions.category][:, None], code.shape)[occasions.mask]
     bulk = np.log((np.nan_to_num(mean) * n + 20 * category) / (n + 20) / category)   # shrunk: twenty purchases of the category's mean
