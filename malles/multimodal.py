@@ -18,7 +18,7 @@ from .receipts import product_names
 from .words import ITEMS
 from .worlds import World
 from .lm import LM
-from .posttraining import _digest
+from .posttraining import lessons_hash
 
 # %% ../nbs/18_multimodal.ipynb #28e16a4f
 def _checked(vectors:dict):
@@ -160,7 +160,7 @@ def save_with_images(
     save_file(projector.state_dict(), out/"projector.safetensors")
     was, name = lm.card, lm.card.get("name") or lm.name
     more = dict(name=name) if name.endswith("+images") else dict(name=f"{name}+images", base=name, base_sha256=was.get("sha256"))
-    lm.card = {k: was.get(k) for k in ("base", "base_sha256", "words", "folds", "data", "items")} | more | ({} if train is None else dict(data=_digest(train))) | dict(
+    lm.card = {k: was.get(k) for k in ("base", "base_sha256", "words", "folds", "data", "items")} | more | ({} if train is None else dict(data=lessons_hash(train))) | dict(
         sha256=hashlib.sha256((out/"model.safetensors").read_bytes()).hexdigest(), parameters=lm.parameters)
     (out/"card.json").write_text(json.dumps(lm.card, indent=1) + "\n")
     return out

@@ -7,7 +7,7 @@ import pytest
 
 from malles.elicitation import LMChoice
 from malles.facts import log_price
-from malles.numeracy import GAPS, RIGHT, TIE, Simulator, ask, around_whole, cheaper, elasticity, examination, examine, in_units, leaning, left_digit, numeracy, one_at_a_time, progress, right, town
+from malles.numeracy import GAPS, RIGHT, TIE, Simulator, ask, around_whole, cheaper, elasticity, examination, examine, in_units, price_lead, left_digit, numeracy, one_at_a_time, progress, right, town
 from malles.occasions import Occasions
 from malles.predictions import ChoiceModel, Predictions, Uniform, softmax
 
@@ -55,9 +55,9 @@ def test_a_logit_answers_with_its_coefficient(markets):
     "Twice the coefficient, twice the lean; elasticities by their formula."
     crowd, asked = markets[0]
     pair = np.tile([0, 1], (len(asked), 1))
-    d = leaning(ask(logit(2.), asked, cheaper(asked, pair, GAPS)), pair)
-    assert np.allclose(d, 2 * np.log1p(GAPS)) and np.allclose(leaning(ask(logit(4.), asked, cheaper(asked, pair, GAPS)), pair), 2 * d)
-    assert np.allclose(leaning(ask(logit(2.), asked, cheaper(asked, pair, GAPS, shelf=3.)), pair), d)
+    d = price_lead(ask(logit(2.), asked, cheaper(asked, pair, GAPS)), pair)
+    assert np.allclose(d, 2 * np.log1p(GAPS)) and np.allclose(price_lead(ask(logit(4.), asked, cheaper(asked, pair, GAPS)), pair), 2 * d)
+    assert np.allclose(price_lead(ask(logit(2.), asked, cheaper(asked, pair, GAPS, shelf=3.)), pair), d)
     p = logit(2.).predict(asked).choice
     up, down = (p * m**-2. / (1 - p + p * m**-2.) for m in (1.1, .9))
     assert np.allclose(elasticity(ask(logit(2.), asked, one_at_a_time(asked)))[asked.mask], (np.log(up / down) / np.log(1.1 / .9))[asked.mask])
@@ -147,7 +147,7 @@ def test_nano_answers_nothing_with_nothing(markets):
     "A gap of nothing is a tie to the model inside the package, and money's unit does not matter to it."
     crowd, asked = markets[0]
     model, pair = LMChoice.nano().fit(crowd), np.tile([0, 1], (len(asked), 1))
-    assert np.abs(leaning(ask(model, asked, cheaper(asked, pair, (0.,))), pair)).max() < TIE
+    assert np.abs(price_lead(ask(model, asked, cheaper(asked, pair, (0.,))), pair)).max() < TIE
     f = numeracy(model, markets[:1]).figures
     assert f["order 50%"] > .9 and f["units"] < 1e-3 and f["correlation"] > .5
 
