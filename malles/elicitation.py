@@ -75,9 +75,9 @@ class LMChoice(ChoiceModel):
         if kept is not None and not np.isin(fold_of(occasions.market, occasions.customers[np.unique(occasions.customer)]), kept).all():
             raise ValueError(f"{self.lm.name} was trained on customers of {occasions.market}" + (f" outside fold {kept}: it may be scored on fold {kept} only" if kept != [] else ": it may be asked about other markets only"))
         if mu is not None: occasions = with_popularity(occasions, mu)
-        return self._named(occasions if self.facts is None else with_facts(occasions, self.facts))
+        return self.named(occasions if self.facts is None else with_facts(occasions, self.facts))
 
-    def _named(self, occasions):
+    def named(self, occasions):
         "With its words for the products and prices of this market, where it was trained on it."
         items = (self.lm.card.get("items") or {}).get(occasions.market)
         return with_items(occasions, items) if items else occasions
@@ -100,7 +100,7 @@ class LMChoice(ChoiceModel):
         unread = sorted({k for s in (seen.overrides, *scenarios) for k in s} - set(READS))
         if unread: raise ValueError(f"{self.name} does not read {', '.join(unread)}, so a what-if on it would change nothing; it reads {', '.join(READS)}. What is not on offer is left out of the occasions when they are built")
         shape = seen.mask.shape
-        views, step = [self._named(seen.replace(**s)) if "price" in s else seen.replace(**s) for s in scenarios], max(chunk // len(scenarios), 1)
+        views, step = [self.named(seen.replace(**s)) if "price" in s else seen.replace(**s) for s in scenarios], max(chunk // len(scenarios), 1)
         choice, pieces = np.zeros((len(views), *shape)), np.zeros((len(views), *shape, len(SUPPORT)), np.float32)
         with tqdm(total=len(views) * len(seen) * self.orders, disable=not self.progress, desc=f"{self.name}: decisions") as bar:
             for a in range(0, len(seen), step):
@@ -111,8 +111,12 @@ class LMChoice(ChoiceModel):
                     for s, (part, *x) in enumerate(zip(parts, *read)):
                         at = s, slice(a, a + len(part)), slice(0, part.mask.shape[1])
                         for total, new in zip((choice, pieces), over_alternatives(part, *x)): total[at] += new / self.orders
-        pieces[pieces.sum(3) == 0] = 1 / len(SUPPORT)                       # where there is no alternative
+        return [self.told(seen, p, q) for p, q in zip(choice, pieces)]
+
+    def told(self, seen, choice, pieces)->Predictions:  # (n, J), (n, J, K)
+        "What was read, as predictions: pieces as often as the market takes them."
+        pieces[pieces.sum(2) == 0] = 1 / len(SUPPORT)                       # where there is no alternative
         if self.tilt is not None:
             pieces *= self.tilt[seen.category][:, None].astype(np.float32)
-            pieces /= pieces.sum(3, keepdims=True)
-        return [Predictions(p, q, SUPPORT, name=self.name) for p, q in zip(choice, pieces)]
+            pieces /= pieces.sum(2, keepdims=True)
+        return Predictions(choice, pieces, SUPPORT, name=self.name)
