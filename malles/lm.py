@@ -65,6 +65,14 @@ class LM:
 
     @property
     def parameters(self)->int: return sum(p.numel() for p in self.model.parameters())
+    def fingerprint(self)->dict:  # for malles.digests
+        "What its answers depend on: weights and buffers as they are now, adapters, settings, vocabulary, card."
+        import torch
+        raw = lambda x: (str(x.dtype), tuple(x.shape), x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        weights = {name: raw(x) for part in (self.model.named_parameters(), self.model.named_buffers()) for name, x in part}
+        adapters = {name: (config.to_dict(), name in self.model.active_adapters) for name, config in getattr(self.model, "peft_config", {}).items()}
+        return dict(kind=type(self.model), weights=weights, adapters=adapters, config=self.model.config.to_json_string(use_diff=False), words=sorted(self.tokenizer.get_vocab().items()), name=self.name, card=self.card)
+
     def __repr__(self): return f"LM {self.name}: {type(self.model).__name__}, {self.parameters:,} parameters, {len(self.tokenizer)} tokens"
 
 # %% ../nbs/11_lm.ipynb #7401107a

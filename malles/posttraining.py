@@ -136,6 +136,8 @@ class PostTrained(ChoiceModel):
         if not self.cards: raise FileNotFoundError(f"{folder}: no fold0/card.json to fold4/card.json; make them with malles posttrain")
         self.name, self.base = (next(iter(self.cards.values()))[k] for k in ("name", "base"))
 
+    def fingerprint(self): return dict(cards=self.cards, kw=self.kw, train=self.train)  # for malles.digests; a card holds the hash of its weights
+
     def knows(self, market:str)->bool: return any(market in card["folds"] for card in self.cards.values())
 
     def fit(self, occasions:Occasions)->"PostTrained":
