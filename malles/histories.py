@@ -30,7 +30,7 @@ class Histories(ChoiceModel):
         budget:int=1024,       # tokens of a forward pass
     ):
         import torch
-        self.model, self.name, self.seen, self.pasts = model, model.name, model.read(occasions), []
+        self.model, self.name, self.seen, self.pasts, self.told = model, model.name, model.read(occasions), [], {}
         asked = self.seen.replace(popularity=self.seen.alternative("popularity"))          # an override: all are read apart from their pasts
         for k in range(model.orders):
             kept = [replace(p, layers=[tuple(x.half() if half else x.clone() for x in layer) for layer in p.layers])
@@ -47,17 +47,27 @@ class Histories(ChoiceModel):
             raise ValueError(f"these histories are of {len(self.seen):,} other occasions; make Histories of the {len(occasions):,} that are asked about")
         view = self.seen.with_columns({k: occasions.log.occasion[k] for k in ("announced",) if k in occasions.log.occasion})
         view = self.model.named(Occasions(view.log, view.rows, occasions.overrides))
-        words = self.model.lm.model.get_output_embeddings().weight.detach()
         choice, pieces = np.zeros(view.mask.shape), np.zeros((*view.mask.shape, len(SUPPORT)), np.float32)
         for k, kept in enumerate(self.pasts):
             now = render_many([view], False, self.model.seed + k)
-            spots = np.where(now.spots >= 0, now.spots - now.offsets[:-1, None], -1)
-            letters, numbers = np.zeros((len(view), len(SLOTS)), np.float32), np.zeros((len(view), len(SLOTS), len(SUPPORT)), np.float32)
-            for p in kept:
-                hidden = after_past(self.model.lm, p, [now.visits(i, i + 1) for i in p.who])
-                letters[p.who], numbers[p.who] = (x.float().numpy() for x in at_letters(hidden, words, np.arange(len(p.who)), spots[p.who]))
-            for total, new in zip((choice, pieces), over_alternatives(view, letters, numbers, now.order)): total += new / len(self.pasts)
+            for total, new in zip((choice, pieces), over_alternatives(view, *self._answers(k, kept, now), now.order)): total += new / len(self.pasts)
         return self.model.told(view, choice, pieces)
+
+    def _answers(self, k, kept, now):  # (n, 12), (n, 12, 20)
+        "Log-odds at the letters; a visit whose words are those of the last time is not read again."
+        visits = [now.visits(i, i + 1) for i in range(len(now))]
+        texts, spots = [v.tobytes() for v in visits], np.where(now.spots >= 0, now.spots - now.offsets[:-1, None], -1)
+        before, letters, numbers = self.told.get(k, ([None] * len(now), np.zeros((len(now), len(SLOTS)), np.float32), np.zeros((len(now), len(SLOTS), len(SUPPORT)), np.float32)))
+        new = np.array([a != b for a, b in zip(texts, before)])
+        words = self.model.lm.model.get_output_embeddings().weight.detach()
+        for p in kept:
+            at = np.flatnonzero(new[p.who])
+            if not len(at): continue
+            who, some = p.who[at], p if len(at) == len(p.who) else Past(p.who[at], p.cut[at], [tuple(x[at, :, :p.cut[at].max()] for x in layer) for layer in p.layers])
+            hidden = after_past(self.model.lm, some, [visits[i] for i in who])
+            letters[who], numbers[who] = (x.float().numpy() for x in at_letters(hidden, words, np.arange(len(who)), spots[who]))
+        self.told[k] = texts, letters, numbers
+        return letters, numbers
 
 # %% ../nbs/30b_histories.ipynb #h0000013
 def settle_large(
