@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['Cost', 'total', 'timed', 'estimate', 'Cached']
 
-# %% ../nbs/07c_cached.ipynb #839ef0ad
+# %% ../nbs/07c_cached.ipynb #c485abda
 from dataclasses import dataclass
 import time
 
-# %% ../nbs/07c_cached.ipynb #ab3fb1b7
+# %% ../nbs/07c_cached.ipynb #69365a9b
 import numpy as np
 
-# %% ../nbs/07c_cached.ipynb #e3869ff3
+# %% ../nbs/07c_cached.ipynb #1896223e
 from .occasions import Occasions
 from .predictions import ChoiceModel, Predictions
 from .digests import code_hash, digest, versions
 from .runs import Store
 
-# %% ../nbs/07c_cached.ipynb #b10da49e
+# %% ../nbs/07c_cached.ipynb #2499af78
 @dataclass(frozen=True)
 class Cost:
     "What answers took."
@@ -62,7 +62,7 @@ def estimate(
     cost = timed(model, tried, None, mu)[1] * (len(occasions) / len(tried))
     return Cost(len(occasions), cost.seconds, cost.tokens)
 
-# %% ../nbs/07c_cached.ipynb #293d0f43
+# %% ../nbs/07c_cached.ipynb #da200154
 def _columns(said:list, cost:Cost)->dict:  # name -> array
     "A record of some predictions."
     if any(p.trace is not None for p in said): raise TypeError("a trace is not kept: ask the model itself for it")
@@ -96,6 +96,7 @@ class Cached(ChoiceModel):
     cost = property(lambda self: total(self.used.values()))                                # of all answers that were needed, whenever they were computed
     spent = property(lambda self: total(c for k, c in self.used.items() if k in self.made)) # of those computed now
 
+    def fingerprint(self): return self.model                                                # a memory changes no answer
     def fit(self, occasions:Occasions)->"Cached":
         "Fits the model; this is not kept."
         self.model.fit(occasions)

@@ -95,12 +95,19 @@ class LMChoice(ChoiceModel):
         "`predict` of the replaced occasions, all scenarios at once: the past that they share is read once."
         return self._ask(self.read(occasions, mu), scenarios, chunk) if scenarios else []
 
+    def tokens(self, occasions:Occasions, scenarios=({},), mu=None)->int:
+        "How many tokens `what_if` reads: what it costs, wherever tokens are paid for."
+        views = self._views(self.read(occasions, mu), scenarios)
+        return sum(len(ids) for k in range(self.orders) for p in [packs(*views, seed=self.seed + k)] for ids in (*p.texts, *p.visits))
+
+    def _views(self, seen, scenarios): return [self.named(seen.replace(**s)) if "price" in s else seen.replace(**s) for s in scenarios]
+
     def _ask(self, seen, scenarios, chunk=20_000):
         from tqdm.auto import tqdm
         unread = sorted({k for s in (seen.overrides, *scenarios) for k in s} - set(READS))
         if unread: raise ValueError(f"{self.name} does not read {', '.join(unread)}, so a what-if on it would change nothing; it reads {', '.join(READS)}. What is not on offer is left out of the occasions when they are built")
         shape = seen.mask.shape
-        views, step = [self.named(seen.replace(**s)) if "price" in s else seen.replace(**s) for s in scenarios], max(chunk // len(scenarios), 1)
+        views, step = self._views(seen, scenarios), max(chunk // len(scenarios), 1)
         choice, pieces = np.zeros((len(views), *shape)), np.zeros((len(views), *shape, len(SUPPORT)), np.float32)
         with tqdm(total=len(views) * len(seen) * self.orders, disable=not self.progress, desc=f"{self.name}: decisions") as bar:
             for a in range(0, len(seen), step):

@@ -150,6 +150,7 @@ class PostTrained(ChoiceModel):
         if fold not in self.cards: raise ValueError(f"{self.folder}: there is no model that has not seen fold {fold}; train it with malles posttrain --folds {fold}")
         if fold not in self.models:
             self.models[fold] = LMChoice(LM.from_pretrained(str(self.folder/f"fold{fold}")), **self.kw)
+            if self.models[fold].lm.card != self.cards[fold]: raise ValueError(f"{self.folder}/fold{fold} was trained anew since it was named here; name it again")
             self.models[fold].name = self.name
             if self.train is not None: self.models[fold].fit(self.train)
         return self.models[fold]

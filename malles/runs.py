@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['Store', 'peak_memory_mb', 'Run']
 
-# %% ../nbs/07b_runs.ipynb #6ebc66cd
+# %% ../nbs/07b_runs.ipynb #bb527b72
 from datetime import datetime, timezone
 from pathlib import Path
 import hashlib, io, json, resource, sys
 
-# %% ../nbs/07b_runs.ipynb #9b99760a
+# %% ../nbs/07b_runs.ipynb #643f6aa0
 import numpy as np
 
-# %% ../nbs/07b_runs.ipynb #72cadfdf
+# %% ../nbs/07b_runs.ipynb #29d5dfd2
 from .folders import replace, replace_file
 from .digests import code_hash, digest, versions
 
-# %% ../nbs/07b_runs.ipynb #5858e550
+# %% ../nbs/07b_runs.ipynb #b656edb9
 class Store:
     "Records on disk, each under the key of all that it depends on."
     def __init__(self, folder): self.folder, self.damaged = Path(folder), 0
@@ -44,7 +44,7 @@ class Store:
     @staticmethod
     def _check(key, raw): return hashlib.sha256(key.encode() + raw).digest()
 
-# %% ../nbs/07b_runs.ipynb #4a7e84b9
+# %% ../nbs/07b_runs.ipynb #f5da103f
 def peak_memory_mb()->int:
     "Largest memory of one process of this run: this one or a worker that has ended."
     most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

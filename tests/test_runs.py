@@ -140,6 +140,7 @@ def test_a_language_model_and_its_what_ifs(tmp_path):
         assert np.abs(a.choice - b.choice).max() < 1e-5 and np.abs(a.quantity - b.quantity)[two.mask].max() < 1e-5 and np.array_equal(a.support, b.support)
     spent = cached.spent.decisions
     assert spent == 5 * len(two) and same(cached.predict(two, mean_field(two)), cached.predict(two, mean_field(two))) and cached.spent.decisions == spent
+    assert digest(cached) == digest(Cached(model, Store(tmp_path/"elsewhere")))
     assert not hasattr(Cached(Dirichlet(), Store(tmp_path)), "what_if") and cached.what_if(two, []) == []
     loud = LMChoice.nano(progress=True).fit(two)
     assert digest(loud) == digest(model) != digest(LMChoice.nano(seed=1).fit(two)) and digest(model) != digest(LMChoice.nano(orders=2).fit(two))
@@ -185,23 +186,15 @@ def test_nobody_asked(tea, tmp_path): assert len(Cached(Dirichlet().fit(tea), St
 
 # --- cost
 
-class Priced(LMChoice):
-    "nano, with the tokens that it reads."
-    def fingerprint(self): return {k: v for k, v in vars(self).items() if k != "progress"}
-    def tokens(self, occasions, scenarios, mu):
-        from malles.reading import packs
-        texts = packs(*[self.read(occasions, mu).replace(**s) for s in scenarios], seed=self.seed)
-        return sum(map(len, [*texts.texts, *texts.visits])) * self.orders
-
-
 def test_the_estimate_is_near_the_cost(tmp_path):
     tea = shop(5, 150, 8)
-    model = Priced(LM.from_pretrained("nano")).fit(tea)
+    model = LMChoice.nano().fit(tea)
     before, cached = estimate(model, tea), Cached(model, Store(tmp_path), chunk=400)
     cached.predict(tea)
     after = cached.cost
     assert before.decisions == after.decisions == len(tea) and 1/3 < before.seconds / after.seconds < 3 and .8 < before.tokens / after.tokens < 1.25
     assert np.isclose(after.money(2e-6), 2e-6 * after.tokens) and cached.spent == after
+    assert model.tokens(tea, [{}, dict(price=9.)]) > after.tokens == model.tokens(tea[:400]) + model.tokens(tea[400:800]) + model.tokens(tea[800:])
     replay = Cached(model, Store(tmp_path), chunk=400)
     replay.predict(tea); replay.predict(tea)
     assert replay.cost == after and replay.spent.decisions == 0       # asked twice, paid once
