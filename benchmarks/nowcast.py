@@ -1,0 +1,165 @@
+"""What the crowd and calibration are worth on real markets, week by week: shares of the last periods foreseen with and without each, against shares that simply persist.
+
+    python benchmarks/nowcast.py --markets ../shared/data/tafeng [../shared/data/panels/margarine ...] [--models running-tastes transfer-logit loyalty-logit nano] [--last 6] [--skip 0] [--customers N] [--results FILE]
+
+Nowcast: every period sees what was bought until the one before, and the map of calibration is fitted on that one. Forecast: from the first tested period on, shares and pasts are the simulation's own.
+Window and shrinkage are picked on the three periods before the tested ones. A market without dates is read by rounds (the k-th occasion of a customer), those with at least 100 purchases. The last line is JSON.
+"""
+import argparse, json, os, time, warnings
+os.environ.setdefault("OMP_NUM_THREADS", "1"); os.environ.setdefault("HF_HUB_OFFLINE", "1")
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+import numpy as np, pandas as pd
+from malles.calibration import Calibrated, calibrate
+from malles.covariates import CROWD
+from malles.divergence import divergences, kl, price_ground, product_shares, share_table
+from malles.elicitation import LMChoice
+from malles.evaluation import trial_markets
+from malles.folders import replace_file
+from malles.intervals import conformal_shares
+from malles.logits import LoyaltyLogit
+from malles.market import read_market
+from malles.metrics import choice_scores, clustered_mean
+from malles.occasions import mean_field, with_popularity
+from malles.periods import counts_of, forward, lagged, period_of, sight
+from malles.predictions import Predictions
+from malles.tastes import RunningTastes
+from malles.transfer import TransferLogit
+
+MODELS = {"running-tastes": RunningTastes, "transfer-logit": TransferLogit, "loyalty-logit": lambda: LoyaltyLogit(columns=CROWD), "nano": LMChoice.nano}
+WINDOWS, STRENGTHS = (1, 2, 4), (10., 30., 100.)
+CELLS = {"neither": (False, False), "mean field": (True, False), "calibration": (False, True), "both": (True, True)}
+
+
+class Weeks:
+    "One market, one model: predictions of single periods, made once."
+    def __init__(self, occasions, period, make, first):
+        self.period, self.make, self.first = period, make, first
+        before = period[occasions.rows] < first
+        static = with_popularity(occasions, mean_field(occasions[before]), counted=occasions[before])
+        self.views = {w: v.with_columns(dict(week=period)) for w, v in {None: static, **{w: lagged(occasions, period, w) for w in WINDOWS}}.items()}
+        self.models, self.told = {}, {}
+    def of(self, window, k): return self.views[window][self.period[self.views[window].rows] == k]
+    def model(self, window):
+        view = self.views[window]
+        k = self.period[view.rows]
+        if window not in self.models: self.models[window] = self.make().fit(view[(k < self.first) & (k >= 1)])   # nobody sees anything in the first period
+        return self.models[window]
+    def plain(self, window, k):
+        if (window, k) not in self.told: self.told[window, k] = self.model(window).predict(self.of(window, k))
+        return self.told[window, k]
+    def predict(self, k, window=None, strength=None):
+        if strength is None: return self.plain(window, k)
+        known = Known(self.plain(window, k - 1))
+        return calibrate(known, self.of(window, k - 1), fitted=("temperature", "bias"), strength=strength).map(self.plain(window, k), self.of(window, k))
+
+
+class Known:
+    "Predictions that were made already, as a model."
+    name = "known"
+    def __init__(self, told): self.told = told
+    def predict(self, occasions, mu=None): return replace(self.told, quantity=None)
+
+
+def kl_of(predictions, occasions):  # (groups,) nats, (groups,) purchases
+    shares = product_shares(occasions, "week")
+    return kl(shares, shares.simulated(predictions.choice))[0], shares.purchases
+
+
+def pick(weeks, periods, crowd, calibrated):
+    "Window and strength of least KL in periods that are not tested."
+    def loss(setting):
+        parts = [kl_of(weeks.predict(k, *setting), weeks.of(setting[0], k)) for k in periods]
+        return np.average(np.concatenate([p[0] for p in parts]), weights=np.concatenate([p[1] for p in parts]))
+    tried = list(product(WINDOWS if crowd else (None,), STRENGTHS if calibrated else (None,)))
+    return min(tried, key=loss) if len(tried) > 1 else tried[0]
+
+
+def persistent(counts, occasions, period, k, window):
+    "Shares in sight, among what is on offer: nobody's choice model."
+    category = np.unique(occasions.products.category.astype(str), return_inverse=True)[1]
+    seen, add = sight(counts, category, window)
+    today = occasions[period[occasions.rows] == k]
+    s = np.where(today.mask, (seen + add)[k][np.maximum(today.product, 0).astype(int)], 0)
+    return Predictions(s / s.sum(1, keepdims=True))
+
+
+def describe(told, weeks, tested, ground):
+    "Figures of one row: predictions and occasions by period."
+    each = [divergences(replace(told[k], quantity=None), weeks[k], "week", ground=ground) for k in tested]
+    n = np.array([len(weeks[k]) for k in tested])
+    out = {c: float(np.average([e[c] for e in each], weights=n)) for c in each[0]}
+    out["kl_unweighted"] = float(np.mean(np.concatenate([kl_of(told[k], weeks[k])[0] for k in tested])))
+    out["hit_rate"] = float(np.average([choice_scores(told[k], weeks[k]).hit.mean() for k in tested], weights=n))
+    return out
+
+
+def coverage(told, weeks, tested):
+    "Share of observed weekly shares inside 90 % conformal intervals from the periods before."
+    tables = {k: share_table(told[k], weeks[k], "week") for k in told}
+    inside = [conformal_shares(pd.concat([tables[j] for j in tables if j < k]), tables[k]) for k in tested]
+    t = pd.concat(inside)
+    return float(((t.observed >= t.low - 1e-9) & (t.observed <= t.high + 1e-9)).mean())
+
+
+def against(told, reference, weeks, tested, draws=2000):
+    "Paired differences: log-loss by customer, KL by category and period."
+    loss = np.concatenate([choice_scores(told[k], weeks[k]).log_loss.to_numpy() - choice_scores(reference[k], weeks[k]).log_loss.to_numpy() for k in tested])
+    d, low, high, _ = clustered_mean(loss, np.concatenate([weeks[k].customer for k in tested]))
+    a, b = (list(zip(*[kl_of(t[k], weeks[k]) for k in tested])) for t in (told, reference))
+    gap, w = np.concatenate(a[0]) - np.concatenate(b[0]), np.concatenate(a[1]).astype(float)
+    at = np.random.default_rng(0).integers(len(gap), size=(draws, len(gap)))
+    drawn = (gap[at] * w[at]).sum(1) / w[at].sum(1)
+    return dict(log_loss_difference=d, log_loss_low=low, log_loss_high=high, kl_difference=float(np.average(gap, weights=w)), kl_low=float(np.quantile(drawn, .025)), kl_high=float(np.quantile(drawn, .975)))
+
+
+def main(a):
+    warnings.simplefilter("ignore")
+    start, rows = time.time(), []
+    for path in a.markets:
+        trial = next(t for t in trial_markets(read_market(path), 0, a.customers) if t.headline)
+        occasions, period = trial.occasions, period_of(trial.occasions)
+        if not np.issubdtype(occasions.time.dtype, np.datetime64):
+            occasions = occasions[(np.bincount(period[occasions.rows]) >= 100)[period[occasions.rows]]]
+        end = int(period[occasions.rows].max()) + 1 - a.skip
+        tested, first = list(range(end - a.last, end)), end - a.last
+        occasions = occasions[period[occasions.rows] < end]
+        ground, counts = price_ground(occasions), counts_of(occasions, period)
+        ground = None if np.isnan(ground[np.unique(occasions.product[occasions.mask])]).any() else ground
+        plainly = occasions.with_columns(dict(week=period))
+        weeks = {k: plainly[period[plainly.rows] == k] for k in range(1, end)}
+        add = lambda **row: rows.append(dict(market=trial.name, **row))
+        frozen = counts * (np.arange(len(counts)) < first)[:, None]
+        for name, c, w in (("static", frozen, 0), ("last week", counts, 1), ("last four weeks", counts, 4)):
+            add(model=f"shares, {name}", task="nowcast", cell="", **describe({k: persistent(c, occasions, period, k, w) for k in tested}, weeks, tested, ground))
+        for name in a.models:
+            W, inner = Weeks(occasions, period, MODELS[name], first), Weeks(occasions, period, MODELS[name], first - 3)
+            told = {}
+            for cell, (crowd, calibrated) in CELLS.items():
+                setting = pick(inner, range(first - 3, first), crowd, calibrated)
+                told[cell] = {k: W.predict(k, *setting) for k in range(3, end)}
+                extra = {} if cell == "neither" else against(told[cell], told["neither"], weeks, tested)
+                add(model=name, task="nowcast", cell=cell, window=setting[0], strength=setting[1], coverage=coverage(told[cell], weeks, tested), **describe(told[cell], weeks, tested, ground), **extra)
+                if name == "nano": continue                                           # a forecast reads every past anew, draw by draw
+                model = W.model(setting[0])
+                if calibrated: model = Calibrated(model, calibrate(Known(W.plain(setting[0], first - 1)), W.of(setting[0], first - 1), fitted=("temperature", "bias"), strength=setting[1]).map)
+                lived, p = forward(model, W.views[setting[0]], period, first, setting[0])
+                late = period[occasions.rows] >= first
+                ahead = {k: Predictions(p.choice[period[occasions.rows][late] == k][:, :weeks[k].mask.shape[1]]) for k in tested}
+                add(model=name, task="forecast", cell=cell, window=setting[0], strength=setting[1], **describe(ahead, weeks, tested, ground))
+            print(pd.DataFrame([r for r in rows if r["market"] == trial.name and r["model"] in (name, "shares, static", "shares, last week", "shares, last four weeks")])
+                .drop(columns=["market"]).round(4).to_string(index=False), flush=True)
+    nowcast = {f"{r['market']} {r['model']}": {} for r in rows if r["cell"]}
+    for r in rows:
+        if r["cell"] and r["task"] == "nowcast": nowcast[f"{r['market']} {r['model']}"][r["cell"]] = round(r["excess"], 4)
+    summary = dict(last=a.last, skip=a.skip, excess_kl=nowcast, shares={f"{r['market']} {r['model'][8:]}": round(r["excess"], 4) for r in rows if not r["cell"]}, seconds=round(time.time() - start))
+    if a.results: replace_file(a.results, lambda p: Path(p).write_text(json.dumps(dict(rows=json.loads(pd.DataFrame(rows).round(4).to_json(orient="records")), **summary), indent=1) + "\n"))
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--markets", nargs="+", type=Path, required=True); p.add_argument("--models", nargs="+", default=["running-tastes", "transfer-logit", "loyalty-logit"], choices=MODELS)
+    p.add_argument("--last", type=int, default=6); p.add_argument("--skip", type=int, default=0, help="last periods that are left out"); p.add_argument("--customers", type=int); p.add_argument("--results", type=Path)
+    main(p.parse_args())
