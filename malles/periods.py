@@ -6,13 +6,12 @@
 __all__ = ['period_of', 'counts_of', 'sight', 'lagged', 'forward']
 
 # %% ../nbs/30e_periods.ipynb #p0000002
-import numpy as np, pandas as pd
+import numpy as np
 
 # %% ../nbs/30e_periods.ipynb #p0000003
 from .occasions import MeanField, Occasions, chosen_product
 from .predictions import ChoiceModel, Predictions, SUPPORT
 from .profiles import with_profiles
-from .crowd import aggregate
 
 # %% ../nbs/30e_periods.ipynb #p0000006
 def period_of(
@@ -80,7 +79,7 @@ def forward(
     window:int=1,          # as in `lagged`; None: the popularity of the occasions stays as it is, nobody sees the simulated crowd
     seed:int=0,
 )->tuple:                  # Occasions with what was drawn, Predictions of the view's occasions from `first` on (in order)
-    "A market simulated forward: drawn choices become pasts, expected ones become the shares that are seen."
+    "One path of a market simulated forward: what is drawn becomes the customer's past, and what the others see."
     rng, every = np.random.default_rng(seed), occasions.whole()
     o = dict(every.log.occasion)
     chosen, quantity = o["chosen"].copy(), o["quantity"].copy()
@@ -93,10 +92,8 @@ def forward(
         if not len(rows): continue
         today = (seen if window is None else lagged(seen, period, window, counts))[rows]
         p = told[k] = model.predict(today)
-        share, n = aggregate(p, today).share, np.bincount(today.category, minlength=len(today.categories))
-        of = pd.Index(today.categories).get_indexer(today.products.category)
-        counts[k] = np.nan_to_num(share) * n[of]
         at, pieces = p.sample(int(rng.integers(2**31)))
+        counts[k] = np.bincount(today.product[np.arange(len(rows)), at], minlength=counts.shape[1])
         chosen[rows] = at
         if pieces is not None: quantity[rows] = pieces
         seen = with_profiles(seen.with_columns(dict(chosen=chosen, quantity=quantity)))
