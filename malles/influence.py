@@ -15,6 +15,16 @@ from .logit import fit_logit
 from .covariates import HISTORY, PRICE, PROMOTION, covariates, present
 
 # %% ../nbs/53_influence.ipynb #i0000006
+def _telling(X, mask):  # positions
+    "Columns that differ within sets and are not made of those before them."
+    inside = (X - X.sum(1, keepdims=True, where=mask[..., None]) / mask.sum(1)[:, None, None])[mask]
+    size = np.sqrt((inside**2).sum(0))
+    gram = inside.T @ inside / np.maximum(np.outer(size, size), 1e-12)
+    keep = []
+    for i in np.flatnonzero(size > 1e-6):
+        if np.linalg.matrix_rank(gram[np.ix_(keep + [i], keep + [i])], tol=1e-6, hermitian=True) > len(keep): keep.append(i)
+    return keep
+
 def influence(
     occasions:Occasions,  # with profiles
     period,               # (N,) of the log's occasions
@@ -30,8 +40,10 @@ def influence(
     popularity = {w: lagged(use, period, w).alternative("popularity") for w in (0, window)}
     names = present(use, PRICE + PROMOTION + HISTORY)
     log = lambda s: np.log(np.where(use.mask, s, 1))
-    X = np.concatenate([covariates(use, names), log(popularity[0])[..., None]], 2)
-    code, of = np.unique(occasions.products.category.astype(str), return_inverse=True)
+    X = covariates(use, names)
+    keep = _telling(X, use.mask)
+    names, X = [names[i] for i in keep], np.concatenate([X[..., keep], log(popularity[0])[..., None]], 2)
+    of = np.unique(occasions.products.category.astype(str), return_inverse=True)[1]
     counts, k, product = counts_of(occasions, period), period[use.rows], np.maximum(use.product, 0).astype(int)
     (new, add), (old, also) = sight(counts, of, window), sight(counts, of, 0)
     moved = np.log((new + add) / (old + also))                                         # (periods, products), up to a constant of each category
@@ -39,11 +51,12 @@ def influence(
     other = np.arange(len(counts))
     while len(periods) > 1 and (other[periods] == periods).any(): other[periods] = rng.permutation(periods)
     tried = {"lagged": log(popularity[window]) - log(popularity[0]), "shuffled periods": moved[other[k][:, None], product]}
-    if len(code) > 1:
+    bought = np.flatnonzero(np.bincount(of, counts.sum(0)) > 0)                        # categories
+    if len(bought) > 1:
         rank = pd.Series(-counts.sum(0)).groupby(of).rank(method="first").astype(int).to_numpy() - 1
         place = {(c, r): j for j, (c, r) in enumerate(zip(of, rank))}
-        size = np.bincount(of)
-        twin = np.array([place[(c + 1) % len(code), r % size[(c + 1) % len(code)]] for c, r in zip(of, rank)])
+        size, after = np.bincount(of), dict(zip(bought, np.roll(bought, -1)))
+        twin = np.array([place[after.get(c, c), r % size[after.get(c, c)]] for c, r in zip(of, rank)])
         tried["another category"] = moved[k[:, None], twin[product]]
     rows, wide = {}, norm.ppf((1 + level) / 2)
     for name, movement in tried.items():
