@@ -329,3 +329,18 @@ def test_bootstrap_covers_the_share_of_the_whole_population():
         t = bootstrap_shares(Predictions(p.choice[some]), shop[some], draws=200, seed=seed).set_index("product")
         inside.append(whole[t.index].between(t.low, t.high).mean())
     assert .84 < np.mean(inside) < .96
+
+
+def test_a_calibrated_language_model_answers_what_ifs():
+    from malles.elicitation import LMChoice
+    shop, _ = simulate(replace(sample_world(np.random.default_rng(1), 3), absent=.2, turnover=0., empty=0., outside=-np.inf, counted=True, priced=True), 20, 3, rng=1)
+    shop = ready(shop)
+    nano = LMChoice.nano().fit(shop)
+    model = calibrate(nano, shop, strength=5.)
+    assert np.abs(np.log(model.map.temperature)).max() > 0 and model.map.bias.abs().max() > 0 and (model.map.pieces != 1).any().any()
+    dear = dict(price=shop.price * np.where(shop.product == 0, 1.5, 1.))
+    now, then = model.what_if(shop, [{}, dear])
+    assert np.allclose(now.choice, model.predict(shop).choice) and now.quantity.shape == (*shop.mask.shape, len(SUPPORT))
+    assert np.allclose(then.choice, model.map(nano.what_if(shop, [dear])[0], shop).choice)
+    own = (shop.product == 0) & (shop.sizes > 1)[:, None]
+    assert then.choice[own].mean() < now.choice[own].mean(), "dearer, and bought more"
