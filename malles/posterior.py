@@ -37,7 +37,7 @@ def given_past(
         ll = np.zeros((len(past) + 1, len(tastes)))
         if len(past):
             P = choice_probabilities(design(past), past.mask, tastes)
-            ll[1:] = np.where((past.chosen >= 0)[:, None], np.log(np.maximum(P[np.arange(len(past)), past.chosen], 1e-30)), 0).cumsum(0)
+            ll[1:] = np.where((past.chosen >= 0)[:, None], np.log(np.maximum(P[np.arange(len(past)), past.chosen], 1e-30)), 0).cumsum(0, dtype=float)   # over thousands of customers, from which a few visits are told apart
         w = prior + ll[begins[group] + now.past_stop - now.past_start] - ll[begins[group]]
         w = np.exp(w - w.max(1, keepdims=True))
         w /= w.sum(1, keepdims=True)

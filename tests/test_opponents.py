@@ -13,6 +13,7 @@ from malles.opponents import NAMES, opponents
 from malles.predictions import ChoiceModel
 from malles.posterior import MixedLogit, given_past, taste_design
 from malles.profiles import with_profiles
+from malles.shoppers import sample_world, simulate
 from malles.transfer import SimLogit, TransferLogit
 from malles.tuning import inner_folds, log_losses
 
@@ -240,3 +241,16 @@ def test_inner_folds_keep_customers_whole():
     o = market(2, 31)
     f = inner_folds(o, 3)
     assert all(len(np.unique(f[o.customer == c])) == 1 for c in range(31)) and np.bincount(f[::6]).min() >= 10
+
+
+def test_a_household_is_foreseen_alike_among_many_and_alone():
+    "Its likelihood is a difference of sums over everybody; thousands of others must not round it away."
+    rng = np.random.default_rng(0)
+    market = ready(simulate(sample_world(rng, 5), 900, 12, rng=0)[0])
+    tastes = rng.normal(size=(64, 1)) * 2
+    design = lambda o: np.nan_to_num(np.log(o.price.astype(float)))[..., None].astype(np.float32)
+    among, weights = given_past(market, design, tastes.astype(np.float32), np.zeros(64))
+    late = market[market.customer == market.customer.max()]
+    alone, own = given_past(late, design, tastes.astype(np.float32), np.zeros(64))
+    at = market.customer == market.customer.max()
+    assert np.abs(among[at] - alone).max() < 2e-6 and np.abs(weights[at] - own).max() < 2e-6
