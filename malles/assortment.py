@@ -7,6 +7,7 @@ __all__ = ['named', 'beside', 'Shelf']
 
 # %% ../nbs/32_assortment.ipynb #9420299c
 from dataclasses import replace
+from functools import cached_property
 import difflib
 
 # %% ../nbs/32_assortment.ipynb #c2dcd38b
@@ -59,19 +60,23 @@ class Shelf:
     def __init__(self,
         occasions:Occasions,
         what_ifs=(),
-        usual=None,          # occasions -> (n, J) log prices that the model takes for usual, or None
     ):
-        self.mask, columns = occasions.mask, dict.fromkeys([*occasions.log.alternative, *occasions.overrides])
-        self.offered = offered = np.unique(occasions.product[self.mask]).astype(int)       # codes of the first products
-        self.products = occasions.products.iloc[offered][["product_id", "category"]].astype(str).reset_index(drop=True)
-        self.code = np.where(self.mask, np.searchsorted(offered, occasions.product), -1)   # (n, G) row of products; the columns beyond J are new
-        self.there, self.grid = self.mask.copy(), {k: occasions.alternative(k, -1 if k == "product" else np.nan) for k in columns}
+        self.mask, self._before = occasions.mask, occasions
+        self.offered = np.unique(occasions.product[self.mask]).astype(int)       # codes of the first products
+        self.products = occasions.products.iloc[self.offered][["product_id", "category"]].astype(str).reset_index(drop=True)
+        self.code = np.where(self.mask, np.searchsorted(self.offered, occasions.product), -1)   # (n, G) row of products; the columns beyond J are new
+        self.there = self.mask.copy()                                       # (n, G) is it on offer?
         for w in what_ifs: w.restock(self)
         same = self.there.shape == self.mask.shape and (self.there == self.mask).all()
         self.occasions = occasions if same else beside(occasions, self.there, self.grid)
         self.place = np.argsort(~self.there, axis=1, kind="stable")[:, :self.occasions.mask.shape[1]]  # (n, J') column of the grid behind each alternative
-        self.columns, self.what_ifs, self.usual = {}, tuple(what_ifs), usual                                # what `Occasions.replace` takes
+        self.columns, self.what_ifs = {}, tuple(what_ifs)                   # columns: what `Occasions.replace` takes
         for w in what_ifs: w.mark(self)
+
+    @cached_property
+    def grid(self):  # alternative column -> (n, G), for those who change sets
+        o = self._before
+        return {k: o.alternative(k, -1 if k == "product" else np.nan) for k in dict.fromkeys([*o.log.alternative, *o.overrides])}
 
     def on_grid(self, values, fill=0.):  # (n, J') -> (n, G)
         out = np.full(self.there.shape, fill)
@@ -84,7 +89,3 @@ class Shelf:
         return np.take_along_axis(np.r_[named(self.products, product), False][self.code], self.place, 1) & self.occasions.mask
     def put(self, column, product, values):
         self.columns[column] = np.where(self.hit(product), values, self.get(column))
-    def settle_price(self, product):
-        "What the named products cost now is their usual price from now on."
-        usual = self.columns.get("usual_price", None if self.usual is None else self.usual(self.occasions))
-        if usual is not None: self.columns["usual_price"] = np.where(self.hit(product), np.log(self.get("price")), usual)

@@ -55,9 +55,11 @@ def elasticities(
     products = now.table().price.dropna().index.tolist()
     told = box.runs(*[(Markup(p, by),) for p in products for by in (step, -step)])
     at = now.products.product_id.isin(products).to_numpy()
-    with np.errstate(divide="ignore", invalid="ignore"): x = np.log(np.stack([o.measure(measure)[:, at] for o in told], 2))   # (1+draws, products, 2 products)
+    with np.errstate(divide="ignore", invalid="ignore"):                    # what nobody buys has no elasticity
+        x = np.log(np.stack([o.measure(measure)[:, at] for o in told], 2))  # (1+draws, products, 2 products)
+        e = (x[:, :, 0::2] - x[:, :, 1::2]) / np.log((1 + step) / (1 - step))
     inside = [min(o.table()["inside"][p] for o in told[2 * k:2 * k + 2]) for k, p in enumerate(products)]
-    return Elasticities(measure, step, products, (x[:, :, 0::2] - x[:, :, 1::2]) / np.log((1 + step) / (1 - step)), pd.Series(inside, products), level)
+    return Elasticities(measure, step, products, e, pd.Series(inside, products), level)
 
 # %% ../nbs/33b_elasticities.ipynb #26b28643
 def coupling(p, q):  # (n, P), (n, P) -> (P, P)

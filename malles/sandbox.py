@@ -13,16 +13,15 @@ import numpy as np, pandas as pd
 
 # %% ../nbs/33_sandbox.ipynb #3d05a6a4
 from .market import Market
+from .values import as_markdown
 from .occasions import Occasions, mean_field, with_popularity
-from .choicesets import build_occasions
-from .profiles import with_profiles
 from .predictions import ChoiceModel
 from .facts import mean_by
 from .crowd import facing, settle
 from .assortment import Shelf, named
-from .whatifs import Delist, Discount, Display, Feature, Markup, NewProduct, Price, StockOut
+from .whatifs import Delist, Discount, Display, Feature, Markup, NewProduct, Price, StockOut  # for users, too: one import says it all
 from .outcomes import Outcome
-from .records import Records, answers, costs_on, must_read, usual_prices, volumes
+from .records import Records, answers, costs_on, must_read, volumes
 
 # %% ../nbs/33_sandbox.ipynb #09185a70
 OPEN = "these are purchases, and say nothing of those who buy nothing; give the units that the category sells (volume=...), or name the product that stands for buying nothing (outside=...)"
@@ -42,17 +41,20 @@ class Sandbox:
         draws:int=200,
         seed:int=0,
     ):
+        self.warnings = ()
         if isinstance(occasions, Market):
             costs, volume = occasions.costs if costs is None else costs, occasions.volume if volume is None else volume
-            built = with_profiles(build_occasions(occasions, seed), customers=occasions.customers)
-            bought = built[built.chosen >= 0]
-            occasions = with_popularity(built, mean_field(bought), counted=bought)
-            model.fit(occasions[occasions.chosen >= 0])
+            from malles.evaluation import trial_markets                                    # a later room: how a market may be read
+            trial = trial_markets(occasions, seed)[-1]
+            occasions = with_popularity(trial.occasions, mean_field(trial.occasions), counted=trial.occasions)
+            if trial.leaks.prices == "blind": self.warnings = ("what was bought carries the price paid, the rest a shelf price (`malles.traps`): reactions to prices come out too strong",)
+            model.fit(occasions)
         if customers is not None:
             ids = occasions.customers.astype(str)
-            unknown = sorted({*map(str, customers)} - {*ids})
+            asked = [*map(str, customers)]
+            unknown = sorted({*asked} - {*ids})
             if unknown: raise ValueError(f"{occasions.market} has no customers {', '.join(unknown[:5])}")
-            occasions = occasions[np.isin(ids, [*map(str, customers)])[occasions.customer]]
+            occasions = occasions[np.isin(ids, asked)[occasions.customer]]
         if not len(occasions): raise ValueError("a sandbox needs at least one occasion, got none")
         if volume is not None and outside is not None: raise ValueError("give the category's volume or the product that stands for buying nothing, not both")
         self.occasions, self.model, self.records, self.costs, self.outside, self.social = occasions, model, Records(occasions), costs, outside, social
@@ -79,7 +81,7 @@ class Sandbox:
     def runs(self, *scenarios)->list:  # of Outcome
         "Several scenarios, each a tuple of what-ifs, at once."
         if self.social and any(isinstance(w, NewProduct) for s in scenarios for w in s): raise ValueError("what a crowd will see of a new product is not known: ask about it with social=False")
-        shelves = [Shelf(self.occasions, s, lambda o: usual_prices(self.model, o, self.records.usual)) for s in ([()] if self._now is None else []) + [*scenarios]]
+        shelves = [Shelf(self.occasions, s) for s in ([()] if self._now is None else []) + [*scenarios]]
         for column in sorted({c for s in scenarios for w in s for c in w.reads} - self._read):
             must_read(self.model, self.occasions, column)
             self._read.add(column)
@@ -123,8 +125,8 @@ class Sandbox:
         products = shelf.products.assign(price=mean, low=low, high=high, inside=np.divide(np.bincount(of, inside, P), n, out=np.full(P, np.nan), where=n > 0))
         known = bool(self.volume) or self.outside is not None
         refused = {k: v for k, v in dict(units=None if known else OPEN, revenue=None if known else OPEN, margin="; and ".join([OPEN] * (not known) + [COSTS] * (self.costs is None)) or None).items() if v}
-        notes = (f"{self.model.name}, {len(choice):,} occasions of {self.counts.shape[1]:,} customers; intervals hold who the customers are" + (" and the model's error" if self.refits else ", not the model's error"),
-            "pieces per purchase: " + ("the model's" if told else "as observed, product by product" if self.records.counted else "not counted in these records, so one"), *(["the category's volume is held"] if self.volume else []))
+        notes = (*(f"asked: {as_markdown(w)}" for w in shelf.what_ifs), f"{self.model.name}, {len(choice):,} occasions of {self.counts.shape[1]:,} customers; intervals hold who the customers are" + (" and the model's error" if self.refits else ", not the model's error"),
+            "pieces per purchase: " + ("the model's" if told else "as observed, product by product" if self.records.counted else "not counted in these records, so one"), *(["the category's volume is held"] if self.volume else []), *self.warnings)
         sold = np.ones(P, bool) if self.outside is None else ~named(products, self.outside)
         return Outcome(shelf.what_ifs, self.model.name, products, totals, products.category.map(self.volume).to_numpy(float), sold, refused, notes, choice, shelf.code, self._now)
 

@@ -25,27 +25,24 @@ class WhatIf:
 
 @dataclass(frozen=True)
 class Price(WhatIf):
-    "Another price, in money; all else, marks of a deal among it, stays."
+    "Another price, in money. A permanent one is an everyday price: no mark of a deal is left on it. Else marks stay as they are."
     price:float
-    permanent:bool = False   # do customers come to take it for usual?
+    permanent:bool = False
     reads = ("price",)
     def __post_init__(self):
         if not 0 < self.price < np.inf: raise ValueError(f"Price of {self.product}: got {self.price}, expected a positive number")
     def mark(self, shelf):
         shelf.put("price", self.product, self.price)
-        if self.permanent: shelf.settle_price(self.product)
+        if self.permanent: shelf.put("discount", self.product, 0 * shelf.get("discount"))    # unknown stays unknown
 
 @dataclass(frozen=True)
 class Markup(WhatIf):
-    "The price of the day, dearer or (below 0) cheaper by a share; no mark of a deal."
+    "The price of the day, dearer or (below 0) cheaper by a share; marks of a deal stay as they are."
     by:float    # .05: a twentieth dearer
-    permanent:bool = False
     reads = ("price",)
     def __post_init__(self):
         if not -1 < self.by < np.inf: raise ValueError(f"Markup of {self.product}: got {self.by}, expected a share above -1")
-    def mark(self, shelf):
-        shelf.put("price", self.product, shelf.get("price") * (1 + self.by))
-        if self.permanent: shelf.settle_price(self.product)
+    def mark(self, shelf): shelf.put("price", self.product, shelf.get("price") * (1 + self.by))
 
 @dataclass(frozen=True)
 class Discount(WhatIf):
@@ -121,5 +118,3 @@ class NewProduct(WhatIf):
         shelf.there = np.hstack([shelf.there, sold[:, None]])
         shelf.code = np.hstack([shelf.code, np.where(sold, len(shelf.products), -1)[:, None]])
         shelf.products.loc[len(shelf.products)] = [self.product, shelf.products.category[hit].iloc[0]]
-    def mark(self, shelf):
-        if self.price is not None: shelf.settle_price(self.product)

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from malles.assortment import Shelf
+from malles.calibration import calibrate
 from malles.covariates import ready
 from malles.crowd import SocialLogit
 from malles.elasticities import compare, coupling
@@ -14,13 +15,13 @@ from malles.elicitation import LMChoice
 from malles.facts import log_price
 from malles.lm import WEIGHTS
 from malles.logits import Logit, LoyaltyLogit
-from malles.occasions import chosen_product
+from malles.occasions import Occasions, chosen_product
 from malles.posttraining import PostTrained
 from malles.predictions import ChoiceModel, Popularity, Predictions, Uniform, softmax
 from malles.samples import sample_market
 from malles.sandbox import Delist, Discount, Display, Feature, Markup, NewProduct, Price, Sandbox, StockOut
-from malles.shoppers import simulate
-from malles.worlds import sample_world
+from malles.shoppers import simulate, simulate_market
+from malles.worlds import TRAITS, sample_world
 
 WORLD = replace(sample_world(np.random.default_rng(4), 5), spread=0., devoted=0., price_spread=0., price=2.5, drift=.15, deal=0., display=0., feature=0., deal_rate=np.full(5, .1), reference=0., inertia=0., habit=0.,
                 loadings=np.zeros((5, 1)), absent=.1, turnover=0., empty=0., gaps=0., shock=0., outside=-np.inf, priced=True, marked=True, counted=True, pieces=.3, pieces_spread=.2)
@@ -158,6 +159,28 @@ def test_an_option_of_buying_nothing(occasions, logit):
     assert compare(now, cheaper).flows.loc[IDS[4], IDS[0]] > 0
 
 
+def test_several_categories():
+    worlds, rng = [replace(WORLD, appeal=WORLD.appeal[:J], base=WORLD.base[:J], loadings=WORLD.loadings[:J], deal_rate=WORLD.deal_rate[:J], bulk=None) for J in (3, 4)], np.random.default_rng(0)
+    occasions = ready(simulate_market(worlds, rng.standard_normal((60, len(TRAITS))), rng, 6)[0])
+    box = Sandbox(occasions, Logit().fit(occasions), volume={"category0": 100, "category1": 300}, draws=10)
+    told = box.run(Markup("category0", -.2), Discount("product1.2", .2))
+    t = told.table()
+    assert np.allclose(t["share"].groupby(t.category).sum(), 1) and np.allclose(t.units.groupby(t.category).sum(), [100, 300])
+    moved = compare(told.now, told)
+    assert moved.flows.loc[t.index[t.category == "category0"], t.index[t.category == "category1"]].to_numpy().sum() == 0
+    assert moved.change("share")["product1.2"][0] > 0 and told.asked() == ["product0.0", "product0.1", "product0.2", "product1.2"]
+    with pytest.raises(ValueError, match="says nothing of category1"): Sandbox(occasions, Uniform(), volume={"category0": 100})
+    both = occasions.products.assign(product_id=["a", "b", "c", "a", "d", "e", "f"])
+    with pytest.raises(ValueError, match="sold in the categories category0, category1"): Sandbox(Occasions(replace(occasions.log, products=both)), Uniform()).run(Delist("a"))
+
+
+def test_a_calibrated_model_is_asked_like_any(occasions, logit):
+    told = Sandbox(occasions, calibrate(logit, occasions, strength=1e-6), draws=5)
+    observed = np.bincount(chosen_product(occasions), minlength=5) / len(occasions)
+    assert np.abs(shares(told.run()) - observed).max() < .01
+    assert (told.elasticities().own.estimate < 0).all()
+
+
 def test_names_and_values_that_make_no_sense(box, occasions):
     with pytest.raises(ValueError, match="did you mean 'product0.3'"): box.run(Price("product0_3", 1.))
     for bad in (0, -1, np.nan, np.inf):
@@ -189,6 +212,8 @@ def test_discounts_are_marked_where_deals_are(occasions):
     assert np.allclose(shelf.get("price")[mine], .25 * occasions.price[mine])
     assert np.allclose(1 - shelf.get("discount")[mine], .25 * (1 - occasions.alternative("discount")[mine]))
     assert np.array_equal(shelf.get("price")[~mine & occasions.mask], occasions.price[~mine & occasions.mask])
+    forever = Shelf(occasions, [Price(IDS[0], 1.5, permanent=True)])
+    assert (forever.get("discount")[mine] == 0).all() and (forever.get("price")[mine] == 1.5).all() and (occasions.alternative("discount")[mine] > 0).any(), "a permanent price is no deal"
     unmarked = Shelf(occasions.without("discount"), [Discount(IDS[0], .5)])
     assert set(unmarked.columns) == {"price"}
 
@@ -265,16 +290,25 @@ def test_a_market_in_three_lines():
     assert told._repr_markdown_().startswith("**COF01:") and now._repr_markdown_().startswith("**")
 
 
+def test_prices_that_only_buyers_paid_are_said():
+    market = sample_market()
+    coffee = market.choices[market.choices.category == "coffee"].drop(columns=["discount", "display", "feature"])
+    coffee = coffee.assign(price=coffee.price.where(~coffee.chosen, (coffee.price * .9173).round(4)))
+    market.choices, market.transactions = coffee, None
+    told = Sandbox(market, Logit(), draws=2).run()
+    assert any("too strong" in note for note in told.notes)
+
+
 def test_nano_reads_all_scenarios_of_a_past_once(occasions):
     few = occasions[occasions.customer < 60]
     model = LMChoice.nano().fit(few)
     asked = occasions.customers[60:66]
     box = Sandbox(occasions, model, customers=asked, draws=20)
-    now, cheap, dear, forever, gone, new = box.runs((), (Markup(IDS[0], -.2),), (Markup(IDS[0], .2),), (Markup(IDS[0], -.2, permanent=True),), (Delist(IDS[1]),), (NewProduct("new", like=IDS[2], price=1.5),))
+    now, cheap, dear, forever, gone, new = box.runs((), (Markup(IDS[0], -.2),), (Markup(IDS[0], .2),), (Price(IDS[0], 1.5, permanent=True),), (Delist(IDS[1]),), (NewProduct("new", like=IDS[2], price=1.5),))
     those = occasions[np.isin(occasions.customers[occasions.customer], asked)]
     assert np.allclose(now.choice, model.predict(those).choice, atol=1e-5)
     assert shares(cheap)[IDS[0]] > shares(now)[IDS[0]] > shares(dear)[IDS[0]]
-    assert not np.array_equal(forever.choice, cheap.choice), "a permanent price is no deal"
+    assert not np.array_equal(forever.choice, box.run(Price(IDS[0], 1.5)).choice), "nano reads the mark of a deal, which a permanent price has not"
     assert shares(gone)[IDS[1]] == 0 and np.isclose(shares(gone).sum(), 1) and 0 < shares(new)["new"] < 1 and np.isclose(shares(new).sum(), 1)
     assert (now.table()["quantity"] >= 1).all() and not np.isclose(now.table()["quantity"].std(), 0), "nano tells pieces"
     unchanged = box.run(StockOut(IDS[1], share=1e-9)).choice
@@ -307,6 +341,6 @@ def test_a_folder_of_models(occasions, tmp_path):
         card = json.loads((WEIGHTS/"nano"/"card.json").read_text()) | dict(folds={occasions.market: k}, base="nano", name="nano+post")
         (tmp_path/f"fold{k}"/"card.json").write_text(json.dumps(card))
     box = Sandbox(occasions, PostTrained(tmp_path).fit(occasions), customers=occasions.customers[:5], draws=5)
-    now, cheap, forever, gone = box.runs((), (Markup(IDS[0], -.2),), (Markup(IDS[0], -.2, permanent=True),), (Delist(IDS[1]),))
-    assert shares(cheap)[IDS[0]] > shares(now)[IDS[0]] and not np.array_equal(cheap.choice, forever.choice)
+    now, cheap, gone = box.runs((), (Markup(IDS[0], -.2),), (Delist(IDS[1]),))
+    assert shares(cheap)[IDS[0]] > shares(now)[IDS[0]]
     assert shares(gone)[IDS[1]] == 0 and np.isclose(shares(gone).sum(), 1)
