@@ -18,6 +18,13 @@ NAMES = dict(
     predictions="ChoiceModel Predictions Uniform Popularity LastPurchase Dirichlet",
     metrics="choice_scores quantity_scores clustered_mean",
     traps="leaks",
+    samples="sample_market",
+    elicitation="LMChoice",
+    crowd="settle equilibria",
+    calibration="calibrate",
+    whatifs="Price Markup Discount Display Feature Delist StockOut NewProduct",
+    sandbox="Sandbox",
+    elasticities="compare",
 )
 HOME = {name: module for module, names in NAMES.items() for name in names.split()}
 
