@@ -1,6 +1,6 @@
 """What the crowd and calibration are worth on real markets, week by week: shares of the last periods foreseen with and without each, against shares that simply persist.
 
-    python benchmarks/nowcast.py --markets ../shared/data/tafeng [../shared/data/panels/margarine ...] [--models running-tastes transfer-logit loyalty-logit nano] [--last 6] [--skip 0] [--customers N] [--results FILE]
+    python benchmarks/nowcast.py --markets ../shared/data/tafeng [../shared/data/panels/margarine ...] [--models running-tastes transfer-logit loyalty-logit nano] [--last 6] [--skip 0] [--customers N] [--seeds 10] [--results FILE]
 
 Nowcast: every period sees what was bought until the one before, and the map of calibration is fitted on that one. Forecast: from the first tested period on, shares and pasts are the simulation's own.
 Window and shrinkage are picked on the three periods before the tested ones. A market without dates is read by rounds (the k-th occasion of a customer), those with at least 100 purchases. The last line is JSON.
@@ -114,6 +114,20 @@ def against(told, reference, weeks, tested, draws=2000):
     return dict(log_loss_difference=d, log_loss_low=low, log_loss_high=high, kl_difference=float(np.average(gap, weights=w)), kl_low=float(np.quantile(drawn, .025)), kl_high=float(np.quantile(drawn, .975)))
 
 
+def stability(paths, occasions):
+    "Coefficient of variation of each product's demand over simulated paths, beside what independent draws would have: mean squares, weighted by demand, and the excess."
+    P, code = len(occasions.products), np.maximum(occasions.product, 0).astype(int)
+    drawn, expected, noise = [], [], []
+    for lived, p in paths:
+        view = lived[np.isin(lived.rows, occasions.rows)]
+        total = lambda v: np.bincount(code[occasions.mask], weights=v[occasions.mask], minlength=P)
+        drawn.append(np.bincount(view.product[np.arange(len(view)), view.chosen], minlength=P)); expected.append(total(p.choice)); noise.append(total(p.choice * (1 - p.choice)))
+    mean, there = np.mean(drawn, 0), np.mean(expected, 0) >= 20                           # rarer products say nothing of a coefficient of variation
+    square = lambda v: float(np.average((v / mean**2)[there], weights=mean[there]))
+    cv2, floor2 = square(np.var(drawn, 0, ddof=1)), square(np.mean(noise, 0))
+    return dict(cv=np.sqrt(cv2), cv_floor=np.sqrt(floor2), excess_cv2=cv2 - floor2)
+
+
 def main(a):
     warnings.simplefilter("ignore")
     start, rows = time.time(), []
@@ -144,10 +158,10 @@ def main(a):
                 if name == "nano": continue                                           # a forecast reads every past anew, draw by draw
                 model = W.model(setting[0])
                 if calibrated: model = Calibrated(model, calibrate(Known(W.plain(setting[0], first - 1)), W.of(setting[0], first - 1), fitted=("temperature", "bias"), strength=setting[1]).map)
-                lived, p = forward(model, W.views[setting[0]], period, first, setting[0])
-                late = period[occasions.rows] >= first
+                paths = [forward(model, W.views[setting[0]], period, first, setting[0], seed) for seed in range(a.seeds)]
+                p, late = paths[0][1], period[occasions.rows] >= first
                 ahead = {k: Predictions(p.choice[period[occasions.rows][late] == k][:, :weeks[k].mask.shape[1]]) for k in tested}
-                add(model=name, task="forecast", cell=cell, window=setting[0], strength=setting[1], **describe(ahead, weeks, tested, ground))
+                add(model=name, task="forecast", cell=cell, window=setting[0], strength=setting[1], **describe(ahead, weeks, tested, ground), **(stability(paths, occasions[late]) if a.seeds > 1 else {}))
             print(pd.DataFrame([r for r in rows if r["market"] == trial.name and r["model"] in (name, "shares, static", "shares, last week", "shares, last four weeks")])
                 .drop(columns=["market"]).round(4).to_string(index=False), flush=True)
     nowcast = {f"{r['market']} {r['model']}": {} for r in rows if r["cell"]}
@@ -161,5 +175,5 @@ def main(a):
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--markets", nargs="+", type=Path, required=True); p.add_argument("--models", nargs="+", default=["running-tastes", "transfer-logit", "loyalty-logit"], choices=MODELS)
-    p.add_argument("--last", type=int, default=6); p.add_argument("--skip", type=int, default=0, help="last periods that are left out"); p.add_argument("--customers", type=int); p.add_argument("--results", type=Path)
+    p.add_argument("--last", type=int, default=6); p.add_argument("--skip", type=int, default=0, help="last periods that are left out"); p.add_argument("--customers", type=int); p.add_argument("--seeds", type=int, default=10, help="simulated paths of each forecast"); p.add_argument("--results", type=Path)
     main(p.parse_args())
