@@ -266,3 +266,23 @@ def test_foreign_log_from_check_to_report(market, tmp_path, monkeypatch, capsys)
 def test_log_without_customers_is_told_what_to_do(market, tmp_path, capsys):
     pd.read_parquet(market/"transactions.parquet").drop(columns=["customer_id", "basket_id"]).to_csv(tmp_path/"nobody.csv", index=False)
     assert "store_week_shares" in refused(capsys, "run", "--market", tmp_path/"nobody.csv", "--out", tmp_path/"out")
+
+
+def test_whatif_writes_a_plan(tmp_path, capsys):
+    "A lower price sells more and takes from named rivals; the category sells what it sold lately."
+    out = tmp_path/"new"/"plan.csv"
+    assert main(["whatif", "--market", "data_samples/corner", "--price", "YOG01=0.80", "--weeks", "8", "--out", str(out)]) == 0
+    told = capsys.readouterr()
+    plan = pd.read_csv(out, index_col=0)
+    row = plan.loc["YOG01"]
+    assert set(plan.category) == {"yoghurt"} and row["price tested"] == .8 and row["units low"] > 0 and row["units rises"] == 1 and 0 <= row["margin rises"] <= 1
+    assert row["takes most from"] in plan.index and abs(plan["units change"].sum()) < 1e-6 * plan["units now"].sum(), "the volume of the category is held"
+    log = pd.read_parquet("data_samples/corner/transactions.parquet") if Path("data_samples/corner/transactions.parquet").exists() else pd.read_csv("data_samples/corner/transactions.csv", parse_dates=["time"])
+    lately = log[(log.time > log.time.max() - pd.Timedelta(weeks=8)) & log.product_id.astype(str).str.startswith("YOG")].quantity.sum()
+    assert abs(plan["units now"].sum() - lately) < 1e-3 * lately and "volume is held" in told.err
+
+
+@pytest.mark.parametrize("arguments, says", [(["--price", "YOG1=1"], "did you mean"), (["--price", "YOG01"], "expected a product"), (["--price", "YOG01=nan"], "positive number"), (["--price", "YOG01=1", "--price", "YOG01=2"], "already"), (["--price", "YOG01=1", "--out", "plan.txt"], ".csv")])
+def test_whatif_refuses(tmp_path, capsys, arguments, says):
+    assert main(["whatif", "--market", "data_samples/corner", "--out", str(tmp_path/"plan.csv"), *arguments]) == 2
+    assert says in capsys.readouterr().err and not list(tmp_path.iterdir())
