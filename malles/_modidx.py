@@ -180,6 +180,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'malles.cleaning.sign_of': ('cleaning.html#sign_of', 'malles/cleaning.py')},
             'malles.cli': { 'malles.cli._bench': ('cli.html#_bench', 'malles/cli.py'),
                             'malles.cli._trials': ('cli.html#_trials', 'malles/cli.py'),
+                            'malles.cli.as_text': ('cli.html#as_text', 'malles/cli.py'),
                             'malles.cli.bench': ('cli.html#bench', 'malles/cli.py'),
                             'malles.cli.check': ('cli.html#check', 'malles/cli.py'),
                             'malles.cli.headline': ('cli.html#headline', 'malles/cli.py'),

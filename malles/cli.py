@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['parser', 'headline', 'order_sentence', 'run', 'bench', 'posttrain', 'simulate', 'prices_asked', 'sold_lately',
-           'whatif', 'check', 'main']
+           'as_text', 'whatif', 'check', 'main']
 
 # %% ../nbs/69_cli.ipynb #4fe5b292
 import argparse, json, os, sys
@@ -153,8 +153,14 @@ def sold_lately(market, weeks:int, last:int=8):  # category -> pieces, or None w
     from pandas import Timedelta
     t = market.transactions
     if t is None or "quantity" not in t or not str(t.time.dtype).startswith("datetime"): return None
+    last = min(last, (t.time.max() - t.time.min()).days / 7 + 1 / 7)                       # a short log has no eight weeks
     late = t[t.time > t.time.max() - Timedelta(weeks=last)]
     return (late.groupby(late.product_id.map(market.products.groupby("product_id").category.first())).quantity.sum() / last * weeks).to_dict()
+
+def as_text(table):
+    "The same table, in which no spreadsheet takes a name for a formula."
+    safe = lambda x: f"'{x}" if isinstance(x, str) and x[:1] in tuple("=+-@\t\r") else x
+    return table.rename(index=safe).map(safe)
 
 def whatif(args):
     from malles.contenders import reader
@@ -179,7 +185,7 @@ def whatif(args):
     here = table.category.isin(table.category[list(prices)])
     table = table[here].sort_values("share change", key=abs, ascending=False)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(args.out, lambda p: table.rename(index=lambda x: f"'{x}" if str(x)[:1] in "=+-@" else x).to_csv(p, float_format="%.6g"))   # a spreadsheet would compute it
+    replace_file(args.out, lambda p: as_text(table).to_csv(p, float_format="%.6g"))
     for line in (*box.warnings, *after.notes, *(f"{measure} cannot be told: {why}" for measure, why in after.refused.items())): print(line, file=sys.stderr)
     print(table.to_json(orient="index") if args.json else f"{table[[c for c in ('price now', 'price tested', 'share now', 'share tested', 'units change', 'revenue change', 'margin change', 'margin rises', 'inside') if c in table]].round(3).to_string()}\n{args.out}")
     return 0

@@ -286,3 +286,14 @@ def test_whatif_writes_a_plan(tmp_path, capsys):
 def test_whatif_refuses(tmp_path, capsys, arguments, says):
     assert main(["whatif", "--market", "data_samples/corner", "--out", str(tmp_path/"plan.csv"), *arguments]) == 2
     assert says in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_no_name_is_a_formula_and_short_logs_are_not_stretched():
+    from malles.cli import as_text, sold_lately
+    table = pd.DataFrame({"category": ["@x", "tea"], "change": [-1., 2.], "takes most from": ["=1+1", ""]}, index=["+2", "mild"])
+    safe = as_text(table)
+    assert list(safe.index) == ["'+2", "mild"] and safe["takes most from"].tolist() == ["'=1+1", ""] and safe.category.iloc[0] == "'@x" and safe.change.tolist() == [-1., 2.]
+    class Market:
+        products = pd.DataFrame(dict(product_id=["mild"], category=["tea"]))
+        transactions = pd.DataFrame(dict(time=pd.date_range("2026-01-01", periods=14), product_id="mild", quantity=1.))
+    assert abs(sold_lately(Market, 4)["tea"] - 28) < 1e-9
