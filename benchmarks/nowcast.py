@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 import numpy as np, pandas as pd
-from malles.calibration import Calibrated, calibrate
+from malles.calibration import Calibrated, fit_map
 from malles.covariates import CROWD
 from malles.divergence import divergences, kl, price_ground, product_shares, share_table
 from malles.elicitation import LMChoice
@@ -21,7 +21,7 @@ from malles.intervals import conformal_shares
 from malles.logits import LoyaltyLogit
 from malles.market import read_market
 from malles.metrics import choice_scores, clustered_mean
-from malles.occasions import mean_field, with_popularity
+from malles.occasions import category_of, mean_field, with_popularity
 from malles.periods import counts_of, forward, lagged, period_of, sight
 from malles.predictions import Predictions
 from malles.tastes import RunningTastes
@@ -50,16 +50,10 @@ class Weeks:
         if (window, k) not in self.told: self.told[window, k] = self.model(window).predict(self.of(window, k))
         return self.told[window, k]
     def predict(self, k, window=None, strength=None):
-        if strength is None: return self.plain(window, k)
-        known = Known(self.plain(window, k - 1))
-        return calibrate(known, self.of(window, k - 1), fitted=("temperature", "bias"), strength=strength).map(self.plain(window, k), self.of(window, k))
-
-
-class Known:
-    "Predictions that were made already, as a model."
-    name = "known"
-    def __init__(self, told): self.told = told
-    def predict(self, occasions, mu=None): return replace(self.told, quantity=None)
+        return self.plain(window, k) if strength is None else self.map(k - 1, window, strength)(self.plain(window, k), self.of(window, k))
+    def map(self, k, window, strength):
+        "From what is foreseen of one period to what was bought in it."
+        return fit_map(self.plain(window, k), self.of(window, k), ("temperature", "bias"), strength=strength)
 
 
 def kl_of(predictions, occasions):  # (groups,) nats, (groups,) purchases
@@ -78,8 +72,7 @@ def pick(weeks, periods, crowd, calibrated):
 
 def persistent(counts, occasions, period, k, window):
     "Shares in sight, among what is on offer: nobody's choice model."
-    category = np.unique(occasions.products.category.astype(str), return_inverse=True)[1]
-    seen, add = sight(counts, category, window)
+    seen, add = sight(counts, category_of(occasions.products), window)
     today = occasions[period[occasions.rows] == k]
     s = np.where(today.mask, (seen + add)[k][np.maximum(today.product, 0).astype(int)], 0)
     return Predictions(s / s.sum(1, keepdims=True))
@@ -157,7 +150,7 @@ def main(a):
                 add(model=name, task="nowcast", cell=cell, window=setting[0], strength=setting[1], coverage=coverage(told[cell], weeks, tested), **describe(told[cell], weeks, tested, ground), **extra)
                 if name == "nano": continue                                           # a forecast reads every past anew, draw by draw
                 model = W.model(setting[0])
-                if calibrated: model = Calibrated(model, calibrate(Known(W.plain(setting[0], first - 1)), W.of(setting[0], first - 1), fitted=("temperature", "bias"), strength=setting[1]).map)
+                if calibrated: model = Calibrated(model, W.map(first - 1, *setting))
                 paths = [forward(model, W.views[setting[0]], period, first, setting[0], seed) for seed in range(a.seeds)]
                 p, late = paths[0][1], period[occasions.rows] >= first
                 ahead = {k: Predictions(p.choice[period[occasions.rows][late] == k][:, :weeks[k].mask.shape[1]]) for k in tested}

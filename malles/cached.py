@@ -14,7 +14,7 @@ import numpy as np
 
 # %% ../nbs/07c_cached.ipynb #1896223e
 from .occasions import Occasions
-from .predictions import ChoiceModel, Predictions
+from .predictions import ChoiceModel, Predictions, gathered
 from .digests import code_hash, digest, versions
 from .runs import Store
 
@@ -70,20 +70,6 @@ def _columns(said:list, cost:Cost)->dict:  # name -> array
     for s, p in enumerate(said): out |= {f"{k}{s}": v for k, v in dict(choice=p.choice, quantity=p.quantity, support=p.support).items() if v is not None}
     return out
 
-def _joined(parts:list, shape, name)->Predictions:  # of records' dict(choice=, quantity=, support=)
-    "Chunks as one; cells without an alternative get no choice and an even quantity, which nobody reads."
-    if len(parts) == 1: return Predictions(**parts[0], name=name)
-    def wide(k, J, empty):
-        arrays = [p[k] for p in parts]
-        out = np.full((shape[0], J, *arrays[0].shape[2:]), empty, arrays[0].dtype)
-        for x, at in zip(arrays, np.cumsum([0] + [len(x) for x in arrays])): out[at:at + len(x), :x.shape[1]] = x
-        return out
-    quantity = None
-    if "quantity" in parts[0]:
-        J = shape[1] if any(p["quantity"].shape[1] > 1 for p in parts) else 1
-        quantity = wide("quantity", J, 1 / parts[0]["quantity"].shape[2])
-    return Predictions(wide("choice", shape[1], 0) if "choice" in parts[0] else None, quantity, parts[0].get("support"), name=name)
-
 class Cached(ChoiceModel):
     "A choice model whose answers are kept. Results are those of an undisturbed run, whenever and by whomever it was stopped."
     def __init__(self,
@@ -128,6 +114,6 @@ class Cached(ChoiceModel):
                     self.store.keep(key, record)
                     self.made.add(key)
                 self.used[key] = Cost(len(views) * len(part), float(record["seconds"]), int(record["tokens"]) if "tokens" in record else None)
-                parts.append([{k: record[f"{k}{s}"] for k in ("choice", "quantity", "support") if f"{k}{s}" in record} for s in range(len(views))])
+                parts.append((np.arange(a, a + len(part)), [Predictions(**{k: record[f"{k}{s}"] for k in ("choice", "quantity", "support") if f"{k}{s}" in record}, name=self.name) for s in range(len(views))]))
                 bar.update(len(views) * len(part))
-        return [_joined([p[s] for p in parts], occasions.mask.shape, self.name) for s in range(len(views))]
+        return [parts[0][1][s] if len(parts) == 1 else gathered([(at, said[s]) for at, said in parts], occasions.mask.shape, self.name) for s in range(len(views))]

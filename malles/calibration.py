@@ -13,7 +13,7 @@ import numpy as np, pandas as pd
 
 # %% ../nbs/31_calibration.ipynb #e2ae92e7
 from .occasions import Occasions
-from .predictions import ChoiceModel, Predictions
+from .predictions import ChoiceModel, Predictions, answers, gathered
 from .divergence import kl, price_ground, transport
 from .sharemap import ShareMap, choice_problem, descend, names_of, pieces_problem
 
@@ -90,16 +90,9 @@ class Calibrated(ChoiceModel):
     def fit(self, occasions:Occasions)->"Calibrated":
         "Fit the model and, on customers that it has not seen, the map."
         bought = occasions[occasions.chosen >= 0]
-        foreseen = [(judged, self.model.fit(bought[fitted]).predict(bought[judged])) for fitted, judged in _inner(bought, None)]
+        foreseen = [(np.flatnonzero(judged), self.model.fit(bought[fitted]).predict(bought[judged])) for fitted, judged in _inner(bought, None)]
         if not foreseen: raise ValueError(f"{occasions.market}: one customer only; a map needs customers that the model was not fitted on")
-        whole = {}
-        for name, width in (("choice", bought.mask.shape[1]), ("quantity", max(1 if p.quantity is None else p.quantity.shape[1] for _, p in foreseen))):
-            parts = [(at, getattr(p, name)) for at, p in foreseen]
-            if parts[0][1] is None: continue
-            whole[name] = np.zeros((len(bought), width, *parts[0][1].shape[2:]))
-            for at, v in parts: whole[name][at, :v.shape[1]] = v
-            if name == "quantity": whole[name][whole[name].sum(2) == 0] = 1 / whole[name].shape[2]   # where there is no alternative
-        self.map = fit_map(Predictions(**whole, support=foreseen[0][1].support, name=self.model.name), bought, **self.how)
+        self.map = fit_map(gathered(foreseen, bought.mask.shape, self.model.name), bought, **self.how)
         self.model.fit(occasions)
         return self
 
@@ -108,8 +101,7 @@ class Calibrated(ChoiceModel):
 
     def what_if(self, occasions:Occasions, scenarios:list, mu=None)->list:  # Predictions, one per scenario
         "`predict` of the replaced occasions (`LMChoice.what_if`), all at once where the model can."
-        said = self.model.what_if(occasions, scenarios, mu) if hasattr(self.model, "what_if") else [self.model.predict(occasions.replace(**s), mu) for s in scenarios]
-        return [replace(self.map(p, occasions), name=self.name) for p in said]
+        return [replace(self.map(p, occasions), name=self.name) for p in answers(self.model, occasions, scenarios, mu)]
 
 def calibrate(
     model:ChoiceModel,    # fitted

@@ -13,12 +13,10 @@ from itertools import combinations
 import numpy as np, pandas as pd
 
 # %% ../nbs/30_crowd.ipynb #9047ffd9
-from .occasions import MeanField, Occasions, with_popularity
+from .occasions import MeanField, Occasions, category_of, category_total, with_popularity
 from .predictions import ChoiceModel, Predictions, softmax
 
 # %% ../nbs/30_crowd.ipynb #cc5b6a9f
-def _category(occasions): return np.unique(occasions.products.category.astype(str), return_inverse=True)[1]
-
 def aggregate(
     predictions:Predictions,
     occasions:Occasions,
@@ -34,9 +32,9 @@ def aggregate(
     p, code = (p * weight[:, None])[mask], occasions.product[mask].astype(int)
     total = lambda v: np.bincount(code, weights=np.nan_to_num(v), minlength=P)
     mean = lambda v: np.divide(total(p * v), total(p * ~np.isnan(v)), out=np.full(P, np.nan), where=total(p * ~np.isnan(v)) > 0)
-    category = _category(occasions) if category is None else category
+    category = category_of(occasions.products) if category is None else category
     bought = total(p)
-    of = np.bincount(category, weights=bought)[category]
+    of = category_total(bought, category)
     pieces = np.full(P, np.nan) if predictions.quantity is None else mean(np.broadcast_to(predictions.expected_quantity(), mask.shape)[mask])
     return MeanField(np.where(of > 0, bought / np.where(of > 0, of, 1), np.nan), pieces, mean(occasions.price[mask].astype(float)), np.zeros(P))
 
@@ -76,11 +74,11 @@ class Field:
     def __init__(self, model:ChoiceModel, occasions:Occasions, weight=None, seed:int=None):
         if not len(occasions): raise ValueError("a crowd needs at least one occasion, got none")
         self.model, self.occasions, self.weight, self.seed, self.calls = model, occasions, weight, seed, 0
-        self.category = _category(occasions)
+        self.category = category_of(occasions.products)
         self.there = np.bincount(occasions.product[occasions.mask].astype(int), minlength=len(self.category)) > 0
     def normal(self, s):  # (products,) shares that sum to one in each category
         s = np.where(self.there, np.maximum(s, 0), 0)
-        of = np.bincount(self.category, weights=s)[self.category]
+        of = category_total(s, self.category)
         return np.where(self.there, s / np.where(of > 0, of, 1), np.nan)
     def seen(self, s): return MeanField(s, np.full(len(s), np.nan), np.full(len(s), np.nan), np.zeros(len(s)))
     def field(self, s)->MeanField:
@@ -92,7 +90,7 @@ class Field:
         o, p = self.occasions, self.model.predict(facing(self.occasions, self.seen(s))).choice
         w = np.ones(len(o)) if self.weight is None else np.asarray(self.weight, float)
         total = lambda v: np.bincount(o.product[o.mask].astype(int), weights=v[o.mask], minlength=len(s))
-        of = np.bincount(self.category, weights=total(p * w[:, None]))[self.category]
+        of = category_total(total(p * w[:, None]), self.category)
         return np.where(self.there, np.sqrt(total(p * (1 - p) * w[:, None])) / np.where(of > 0, of, 1), np.nan)
 
 def _push(F, s, step, size=.01, steps=12):  # the factor by which a push shrinks per step, and where it led

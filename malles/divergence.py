@@ -15,7 +15,7 @@ import numpy as np, pandas as pd
 
 # %% ../nbs/30c_divergence.ipynb #87f19837
 from .occasions import Occasions
-from .predictions import ChoiceModel, Predictions
+from .predictions import Predictions
 from .metrics import choice_scores, kl_divergence
 from .facts import log_price, mean_by
 

@@ -13,7 +13,7 @@ import numpy as np, pandas as pd
 
 # %% ../nbs/35_endogeneity.ipynb #e0000004
 from .occasions import Occasions
-from .facts import log_price
+from .facts import log_price, mean_by
 
 # %% ../nbs/35_endogeneity.ipynb #e0000007
 WEAK = 10.   # first-stage F below which instruments are weak (Staiger and Stock 1997)
@@ -32,8 +32,16 @@ class PriceResponse:
 
 def _within(columns, group):  # (n, K)
     "Deviations from the mean of one's group."
-    mean = np.stack([np.bincount(group, c) for c in columns.T], 1) / np.bincount(group)[:, None]
-    return columns - mean[group]
+    return columns - np.stack([mean_by(group, c, group.max() + 1)[0] for c in columns.T], 1)[group]
+
+def _first_stage(price, z, instruments:int, cluster):  # (n,), (n, K) of which the last are the instruments, their number, (n,) codes
+    "What z leaves of the price, and the instruments' F, robust to clusters."
+    bread = np.linalg.pinv(z.T @ z)
+    rest = price - z @ (slope := bread @ (z.T @ price))
+    score = np.zeros((cluster.max() + 1, z.shape[1]))
+    np.add.at(score, cluster, z * rest[:, None])
+    V = (bread @ score.T @ score @ bread)[-instruments:, -instruments:]
+    return rest, float(slope[-instruments:] @ np.linalg.pinv(V) @ slope[-instruments:] / instruments)
 
 def price_response(
     sales:pd.DataFrame,
@@ -67,16 +75,10 @@ def price_response(
         ols = solve(S[np.ix_(x, x)], S[x, 0])
         first = solve(S[np.ix_(z, z)], S[np.ix_(z, x)])                       # regressors from instruments and controls
         return ols[0], solve(S[np.ix_(x, z)] @ first, first.T @ S[z, 0])[0]
-    S = outer.sum(0)
-    first = solve(S[np.ix_(z, z)], S[z, 1])
-    score = np.zeros((C, len(z)))
-    np.add.at(score, who, all_[:, z] * (all_[:, 1] - all_[:, z] @ first)[:, None])
-    bread = np.linalg.pinv(S[np.ix_(z, z)])
-    V = (bread @ score.T @ score @ bread)[-Z:, -Z:]
-    F = float(first[-Z:] @ np.linalg.pinv(V) @ first[-Z:] / Z)
+    F = _first_stage(all_[:, 1], all_[:, z], Z, who)[1]
     counts = np.random.default_rng(seed).multinomial(C, np.full(C, 1 / C), size=draws)
     drawn = np.array([estimate(np.tensordot(c, outer, 1)) for c in counts.astype(float)])
-    here, tail = np.array(estimate(S)), (1 + level) / 2
+    here, tail = np.array(estimate(outer.sum(0))), (1 + level) / 2
     wider = np.sqrt(C / (C - 1)) * t.ppf(tail, C - 1) / norm.ppf(tail)                # few clusters vary less among themselves than clusters do
     ends = here + wider * (np.quantile(drawn, [1 - tail, tail], axis=0) - here)
     naive, by = [(float(e), float(lo), float(hi)) for e, lo, hi in zip(here, *ends)]
@@ -94,10 +96,7 @@ def with_price_residual(
     ok = np.isfinite(p) & np.isfinite(z)
     day = np.repeat(np.arange(len(every)), every.sizes)
     both = _within(np.c_[p, z][ok], pd.factorize(product[ok])[0])
-    slope = (both[:, 0] @ both[:, 1]) / max(both[:, 1] @ both[:, 1], 1e-12)
-    rest = both[:, 0] - slope * both[:, 1]
-    score = np.bincount(every.customer[day[ok]], both[:, 1] * rest)
-    F = slope**2 * (both[:, 1] @ both[:, 1])**2 / max(score @ score, 1e-12)
+    rest, F = _first_stage(both[:, 0], both[:, 1:], 1, every.customer[day[ok]])
     if F < WEAK: raise ValueError(f"{occasions.market}: the price response is not identified, {cost!r} hardly moves prices (first-stage F = {F:.1f}, at least {WEAK:.0f} needed)")
     column = np.full(len(p), np.nan, np.float32)
     column[ok] = rest

@@ -29,7 +29,6 @@ class Histories(ChoiceModel):
         half:bool=True,        # keep keys and values in half precision: half the memory, probabilities to about a thousandth
         budget:int=1024,       # tokens of a forward pass
     ):
-        import torch
         self.model, self.name, self.seen, self.pasts, self.told = model, model.name, model.read(occasions), [], {}
         asked = self.seen.replace(popularity=self.seen.alternative("popularity"))          # an override: all are read apart from their pasts
         for k in range(model.orders):
@@ -83,11 +82,11 @@ def settle_large(
     some = np.sort(np.random.default_rng(seed).permutation(len(occasions))[:sample])
     few = occasions[some]
     known = Histories(model, few)
-    first = settle(known, few, step=step, tolerance=tolerance)
     F, part = Field(model, occasions), Field(known, few)
+    if not np.array_equal(part.there, F.there): raise ValueError(f"{(F.there & ~part.there).sum()} products are on offer to nobody of the sample; take a larger sample than {len(few):,}")
+    first = settle(known, few, step=step, tolerance=tolerance)
     s = F.normal(np.nan_to_num(first.mu.share) + 1e-6)
     slope, at, residuals = slopes(part, part.normal(s), .01), np.flatnonzero(part.there), []
-    if not np.array_equal(part.there, F.there): raise ValueError(f"{(F.there & ~part.there).sum()} products are on offer to nobody of the sample; take a larger sample than {len(few):,}")
     while True:
         image = F.field(s)
         g = (image.share - s)[at]

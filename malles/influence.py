@@ -9,7 +9,7 @@ __all__ = ['influence', 'interacts']
 import numpy as np, pandas as pd
 
 # %% ../nbs/53_influence.ipynb #i0000003
-from .occasions import Occasions
+from .occasions import Occasions, category_of
 from .periods import counts_of, lagged, sight
 from .logit import fit_logit
 from .covariates import HISTORY, PRICE, PROMOTION, covariates, present
@@ -43,7 +43,7 @@ def influence(
     X = covariates(use, names)
     keep = _telling(X, use.mask)
     names, X = [names[i] for i in keep], np.concatenate([X[..., keep], log(popularity[0])[..., None]], 2)
-    of = np.unique(occasions.products.category.astype(str), return_inverse=True)[1]
+    of = category_of(occasions.products)
     counts, k, product = counts_of(occasions, period), period[use.rows], np.maximum(use.product, 0).astype(int)
     (new, add), (old, also) = sight(counts, of, window), sight(counts, of, 0)
     moved = np.log((new + add) / (old + also))                                         # (periods, products), up to a constant of each category

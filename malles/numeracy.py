@@ -17,7 +17,7 @@ import numpy as np, pandas as pd
 from .facts import log_price
 from .metrics import FLOOR, clustered_mean, total_variation
 from .occasions import Occasions
-from .predictions import ChoiceModel, Predictions
+from .predictions import ChoiceModel, Predictions, answers
 from .profiles import with_profiles
 from .worlds import TRAITS, sample_world
 from .shoppers import simulate_market
@@ -57,9 +57,7 @@ def log(p): return np.log(np.maximum(p, np.finfo(float).tiny))      # what is ve
 
 def ask(model, occasions, prices):  # (S, n, J) -> (S, n, J) probabilities
     "A model's choices at other prices; a past that they share is read once by models that can."
-    asked = [dict(price=p) for p in prices]
-    said = model.what_if(occasions, asked) if hasattr(model, "what_if") else [model.predict(occasions.replace(**s)) for s in asked]
-    return np.stack([p.choice for p in said])
+    return np.stack([p.choice for p in answers(model, occasions, [dict(price=p) for p in prices])])
 
 def cheaper(occasions, pair, gaps, shelf=1.):  # (2 gaps, n, J) prices
     "The first of each pair (n, 2) cheaper by each gap, and the second; all prices of the shelf times a factor."

@@ -9,8 +9,8 @@ __all__ = ['period_of', 'counts_of', 'sight', 'lagged', 'forward']
 import numpy as np
 
 # %% ../nbs/30e_periods.ipynb #p0000003
-from .occasions import MeanField, Occasions, chosen_product
-from .predictions import ChoiceModel, Predictions, SUPPORT
+from .occasions import Occasions, category_of, category_total, chosen_product
+from .predictions import ChoiceModel, Predictions, gathered
 from .profiles import with_profiles
 
 # %% ../nbs/30e_periods.ipynb #p0000006
@@ -43,7 +43,7 @@ def sight(
     total = np.vstack([np.zeros((1, counts.shape[1])), np.cumsum(counts, 0)])
     first = np.maximum(np.arange(len(counts)) - window, 0) if window else np.zeros(len(counts), int)
     seen, before = total[:-1] - total[first], total[:-1] + 1                  # nothing has a share of zero
-    of = np.stack([np.bincount(category, weights=b)[category] for b in before])
+    of = np.stack([category_total(b, category) for b in before])
     return seen, prior * before / of
 
 def lagged(
@@ -56,8 +56,7 @@ def lagged(
     "Occasions whose `popularity` is what the others bought in the periods before (W of them; 0: all)."
     L = occasions.log
     every = occasions.whole()
-    category = np.unique(L.products.category.astype(str), return_inverse=True)[1]
-    seen, add = sight(counts_of(every, period) if counts is None else counts, category, window, prior)
+    seen, add = sight(counts_of(every, period) if counts is None else counts, category_of(L.products), window, prior)
     of, product = np.repeat(np.arange(len(L.offsets) - 1), np.diff(L.offsets)), L.alternative["product"].astype(np.int64)
     k = period[of]
     now = seen[k, product]
@@ -98,10 +97,4 @@ def forward(
         if pieces is not None: quantity[rows] = pieces
         seen = with_profiles(seen.with_columns(dict(chosen=chosen, quantity=quantity)))
     rows = occasions.rows[period[occasions.rows] >= first]
-    width, given = occasions.whole()[rows].mask.shape[1], [p for p in told.values()]
-    choice, pieces = np.zeros((len(rows), width)), None if not given or given[0].quantity is None else np.full((len(rows), width, len(SUPPORT)), 1 / len(SUPPORT), np.float32)
-    for k, p in told.items():
-        at = np.flatnonzero(period[rows] == k)
-        choice[at, :p.choice.shape[1]] = p.choice
-        if pieces is not None: pieces[at, :p.choice.shape[1]] = p.quantity
-    return Occasions(seen.log, occasions.rows), Predictions(choice, pieces, SUPPORT if pieces is not None else None, name=model.name)
+    return Occasions(seen.log, occasions.rows), gathered([(np.flatnonzero(period[rows] == k), p) for k, p in told.items()], occasions.whole()[rows].mask.shape, model.name)

@@ -15,13 +15,13 @@ import numpy as np, pandas as pd
 from .market import Market
 from .values import as_markdown
 from .occasions import Occasions, mean_field, with_popularity
-from .predictions import ChoiceModel
+from .predictions import ChoiceModel, answers
 from .facts import mean_by
 from .crowd import facing, settle
 from .assortment import Shelf, named
 from .whatifs import Delist, Discount, Display, Feature, Markup, NewProduct, Price, StockOut  # for users, too: one import says it all
 from .outcomes import Outcome
-from .records import Records, answers, costs_on, must_read, volumes
+from .records import Records, costs_on, must_read, volumes
 
 # %% ../nbs/33_sandbox.ipynb #09185a70
 OPEN = "these are purchases, and say nothing of those who buy nothing; give the units that the category sells (volume=...), or name the product that stands for buying nothing (outside=...)"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 # %% ../nbs/32b_whatifs.ipynb #ebf74414
-from .assortment import Shelf, named
+from .assortment import named
 
 # %% ../nbs/32b_whatifs.ipynb #08f0c87d
 @dataclass(frozen=True)
@@ -56,18 +56,17 @@ class Discount(WhatIf):
         if np.isfinite(shelf.get("discount")).any(): shelf.put("discount", self.product, 1 - (1 - np.nan_to_num(shelf.get("discount"))) * (1 - self.off))
 
 @dataclass(frozen=True)
-class Display(WhatIf):
-    "On display, or no longer."
+class _Shown(WhatIf):
     on:bool = True
-    reads = ("display",)
-    def mark(self, shelf): shelf.put("display", self.product, float(self.on))
+    def mark(self, shelf): shelf.put(*self.reads, self.product, float(self.on))
 
-@dataclass(frozen=True)
-class Feature(WhatIf):
+class Display(_Shown):
+    "On display, or no longer."
+    reads = ("display",)
+
+class Feature(_Shown):
     "In the leaflet, or no longer."
-    on:bool = True
     reads = ("feature",)
-    def mark(self, shelf): shelf.put("feature", self.product, float(self.on))
 
 @dataclass(frozen=True)
 class Delist(WhatIf):
