@@ -273,13 +273,41 @@ def test_whatif_writes_a_plan(tmp_path, capsys):
     out = tmp_path/"new"/"plan.csv"
     assert main(["whatif", "--market", "data_samples/corner", "--price", "YOG01=0.80", "--weeks", "8", "--out", str(out)]) == 0
     told = capsys.readouterr()
-    plan = pd.read_csv(out, index_col=0)
+    whole = pd.read_csv(out)
+    plan = whole[whole.place == "all"].set_index("product")
     row = plan.loc["YOG01"]
     assert set(plan.category) == {"yoghurt"} and row["price tested"] == .8 and row["units low"] > 0 and row["units rises"] == 1 and 0 <= row["margin rises"] <= 1
     assert row["takes most from"] in plan.index and abs(plan["units change"].sum()) < 1e-6 * plan["units now"].sum(), "the volume of the category is held"
     log = pd.read_parquet("data_samples/corner/transactions.parquet") if Path("data_samples/corner/transactions.parquet").exists() else pd.read_csv("data_samples/corner/transactions.csv", parse_dates=["time"])
     lately = log[(log.time > log.time.max() - pd.Timedelta(weeks=8)) & log.product_id.astype(str).str.startswith("YOG")].quantity.sum()
     assert abs(plan["units now"].sum() - lately) < 1e-3 * lately and "volume is held" in told.err
+    here = whole[(whole.place != "all") & (whole["product"] == "YOG01")]
+    assert len(here) == 2 and abs(here["units now"].sum() / row["units now"] - 1) < .05, "the stores add up to about the whole"
+    assert row["past changes"] == 5 and 0 < row["past error"] < 100
+
+
+def test_whatif_of_nano_as_a_workbook_that_replaces_an_old_one(tmp_path, capsys):
+    out = tmp_path/"plan.xlsx"
+    out.write_bytes(b"an old plan")
+    assert main(["simulate", "--out", str(tmp_path/"shop"), "--customers", "30", "--categories", "1", "--trade", "0", "--weeks", "26", "--seed", "3"]) == 0
+    capsys.readouterr()
+    product = pd.read_parquet(tmp_path/"shop"/"products.parquet").product_id.iloc[0]
+    assert main(["whatif", "--market", str(tmp_path/"shop"), "--model", "nano", "--price", f"{product}=0.5", "--out", str(out), "--json"]) == 0
+    book, told = pd.read_excel(out, sheet_name=None), json.loads(capsys.readouterr().out)
+    row = book["plan"][book["plan"]["product"] == product].iloc[0]
+    assert row["share tested"] > row["share now"] and row["inside"] < 1 and len(book["notes"]) >= 3 and told[0].keys() == set(book["plan"])
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["plan.xlsx"], "nothing half written is left"
+
+
+def test_backtest_says_what_would_have_been_foreseen(tmp_path, capsys):
+    out = tmp_path/"changes.csv"
+    assert main(["backtest", "--market", "data_samples/corner", "--out", str(out), "--json"]) == 0
+    told, changes = {r["changes of"]: r for r in json.loads(capsys.readouterr().out)}, pd.read_csv(out)
+    assert told["all"]["changes"] == len(changes) == sum(r["changes"] for k, r in told.items() if k != "all")
+    assert told["all"]["error"] < told["all"]["no_change"] < told["all"]["same_as_last_time"] and .7 < told["all"]["inside"] < .95
+    assert ((changes.price / changes.price_before - 1).abs() >= .05 - 1e-6).all()
+    for arguments, says in ((["--least", "0"], "between 0 and 1"), (["--out", str(tmp_path)], ".csv or .xlsx"), (["--market", "nowhere"], "nowhere")):
+        assert main(["backtest", "--market", "data_samples/corner", *arguments]) == 2 and says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments, says", [(["--price", "YOG1=1"], "did you mean"), (["--price", "YOG01"], "expected a product"), (["--price", "YOG01=nan"], "positive number"), (["--price", "YOG01=1", "--price", "YOG01=2"], "already"), (["--price", "YOG01=1", "--out", "plan.txt"], ".csv")])
@@ -289,7 +317,7 @@ def test_whatif_refuses(tmp_path, capsys, arguments, says):
 
 
 def test_no_name_is_a_formula_and_short_logs_are_not_stretched():
-    from malles.cli import as_text, sold_lately
+    from malles.plans import as_text, sold_lately
     table = pd.DataFrame({"category": ["@x", "tea"], "change": [-1., 2.], "takes most from": ["=1+1", ""]}, index=["+2", "mild"])
     safe = as_text(table)
     assert list(safe.index) == ["'+2", "mild"] and safe["takes most from"].tolist() == ["'=1+1", ""] and safe.category.iloc[0] == "'@x" and safe.change.tolist() == [-1., 2.]
