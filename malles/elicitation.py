@@ -12,7 +12,6 @@ import hashlib
 import numpy as np
 
 # %% ../nbs/13_elicitation.ipynb #df33ac68
-from .market import fold_of
 from .occasions import Occasions, with_popularity
 from .predictions import ChoiceModel, Predictions, SUPPORT
 from .facts import market_facts
@@ -21,6 +20,7 @@ from .words import WORDS
 from .receipts import with_items
 from .lm import LM
 from .reading import over_alternatives, packs, read_packs
+from .asking import refuse_seen
 
 # %% ../nbs/13_elicitation.ipynb #b04ea6b2
 READS = ("price", "discount", "display", "feature", "popularity", "own_count", "own_share", "loyalty", "last", "usual_price", "bulk", "taste", "item", "tag")  # columns of an alternative that reach the text
@@ -71,9 +71,7 @@ class LMChoice(ChoiceModel):
     def read(self, occasions:Occasions, mu=None)->Occasions:
         "The occasions as this model sees them."
         if "n_past" not in occasions.log.occasion: raise ValueError("these occasions carry no profiles: pass them through with_profiles first")
-        kept = (self.lm.card.get("folds") or {}).get(occasions.market)  # a model trained on this market knows all customers but those of one fold, or all
-        if kept is not None and not np.isin(fold_of(occasions.market, occasions.customers[np.unique(occasions.customer)]), kept).all():
-            raise ValueError(f"{self.lm.name} was trained on customers of {occasions.market}" + (f" outside fold {kept}: it may be scored on fold {kept} only" if kept != [] else ": it may be asked about other markets only"))
+        refuse_seen(self.lm.card, self.lm.name, occasions)
         if mu is not None: occasions = with_popularity(occasions, mu)
         return self.named(occasions if self.facts is None else with_facts(occasions, self.facts))
 

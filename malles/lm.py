@@ -40,28 +40,41 @@ class LM:
 
     @classmethod
     def from_pretrained(cls,
-        name:str="nano",   # nano, a folder, or a name on the hub
+        name:str="nano",    # nano, a folder, or a name on the hub; a model, or an adapter (LoRA), which brings its model along
         dtype="float32",
+        revision:str=None,  # branch, tag or commit on the hub
+        token:str=None,     # for what is not public
+        device_map=None,    # where the weights go, as transformers takes it
     ):
-        "Load weights and tokenizer."
+        "Load weights and tokenizer, from safetensors alone. Raises OSError where there are none, ValueError where the card speaks of others."
         from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging
+        from transformers.utils import cached_file, logging
         folder = WEIGHTS/name if os.sep not in str(name) and (WEIGHTS/name).is_dir() else Path(name)
-        local = folder.is_dir() or os.environ.get("HF_HUB_OFFLINE") == "1"
         if folder.is_dir() and not list(folder.glob("*.safetensors")):
             raise FileNotFoundError(f"no *.safetensors in {folder.name}: only safetensors weights are loaded, save them with save_pretrained")
         where = str(folder) if folder.is_dir() else name
-        safe = dict(trust_remote_code=False, local_files_only=local)
+        hub = dict(revision=revision, token=token, local_files_only=folder.is_dir() or os.environ.get("HF_HUB_OFFLINE") == "1")
+        path = lambda file: cached_file(where, file, _raise_exceptions_for_missing_entries=False, **hub)
         shown = logging.is_progress_bar_enabled()
         if folder.is_dir(): logging.disable_progress_bar()             # a megabyte needs no bar
-        try: model = AutoModelForCausalLM.from_pretrained(where, use_safetensors=True, dtype=dtype, **safe)
+        try:
+            if adapter := path("adapter_config.json"):
+                about, weights = json.loads(Path(adapter).read_text()), "adapter_model.safetensors"
+                if path(weights) is None: raise FileNotFoundError(f"no {weights} in {where}: only safetensors weights are loaded")
+                base = cls.from_pretrained(about["base_model_name_or_path"], dtype, about.get("revision"), token, device_map)
+                base.model.load_adapter(where, adapter_kwargs=hub)
+                model, tokenizer, card = base.model, base.tokenizer, base.card
+            else:
+                weights, card = "model.safetensors", None
+                model = AutoModelForCausalLM.from_pretrained(where, use_safetensors=True, dtype=dtype, device_map=device_map, trust_remote_code=False, **hub)
         finally:
             if shown: logging.enable_progress_bar()
-        card = json.loads((folder/"card.json").read_text()) if (folder/"card.json").exists() else None
+        if path("tokenizer_config.json") or not adapter: tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **hub)
+        if file := path("card.json"): card = json.loads(Path(file).read_text())
         if card is not None and not isinstance(card, dict): raise ValueError(f"{folder.name}/card.json: expected a record, got {type(card).__name__}")
-        if card and card.get("sha256") and card["sha256"] != hashlib.sha256((folder/"model.safetensors").read_bytes()).hexdigest():
-            raise ValueError(f"{folder.name}: model.safetensors is not the file that card.json speaks of (its sha256 differs)")
-        return cls(model, AutoTokenizer.from_pretrained(where, **safe), folder.name, card)
+        if file and card.get("sha256") and card["sha256"] != hashlib.sha256(Path(path(weights)).read_bytes()).hexdigest():
+            raise ValueError(f"{folder.name}: {weights} is not the file that card.json speaks of (its sha256 differs)")
+        return cls(model, tokenizer, folder.name, card)
 
     @property
     def parameters(self)->int: return sum(p.numel() for p in self.model.parameters())
@@ -70,10 +83,14 @@ class LM:
         import torch
         raw = lambda x: (str(x.dtype), tuple(x.shape), x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         weights = {name: raw(x) for part in (self.model.named_parameters(), self.model.named_buffers()) for name, x in part}
-        adapters = {name: (config.to_dict(), name in self.model.active_adapters) for name, config in getattr(self.model, "peft_config", {}).items()}
-        return dict(kind=type(self.model), weights=weights, adapters=adapters, config=self.model.config.to_json_string(use_diff=False), words=sorted(self.tokenizer.get_vocab().items()), name=self.name, card=self.card)
+        adapters = {name: (config.to_dict(), name in _active(self.model)) for name, config in getattr(self.model, "peft_config", {}).items()}
+        return dict(kind=type(self.model), weights=weights, adapters=adapters, config=self.model.config.to_json_string(use_diff=False), words=sorted(self.tokenizer.get_vocab().items()), template=getattr(self.tokenizer, "chat_template", None), name=self.name, card=self.card)
 
     def __repr__(self): return f"LM {self.name}: {type(self.model).__name__}, {self.parameters:,} parameters, {len(self.tokenizer)} tokens"
+
+def _active(model):  # names of the adapters in use
+    "A method in transformers, a property in PEFT."
+    return model.active_adapters() if callable(model.active_adapters) else model.active_adapters
 
 # %% ../nbs/11_lm.ipynb #7401107a
 def _score(self,
@@ -87,10 +104,10 @@ def _score(self,
     ends = [encode(o) for o in options]
     if min(map(len, ends), default=0) == 0: raise ValueError(f"every option needs at least one token, got {list(options)}")
     long, pad = max(map(len, ends)), self.tokenizer.pad_token_id or 0
-    ids = torch.tensor([start + e + [pad]*(long - len(e)) for e in ends])
+    ids = torch.tensor([start + e + [pad]*(long - len(e)) for e in ends], device=self.model.device)
     with torch.inference_mode():
         logp = self.model(input_ids=ids[:, :-1], use_cache=False).logits[:, len(start)-1:].float().log_softmax(-1)
     each = torch.gather(logp, 2, ids[:, len(start):, None])[..., 0]
     total = torch.stack([row[:len(e)].sum() for row, e in zip(each, ends)])
-    return total.softmax(0).numpy()
+    return total.softmax(0).cpu().numpy()
 LM.score = _score
