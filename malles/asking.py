@@ -108,7 +108,7 @@ LM.read = _read
 def _tokens(self, asked)->int: return sum(len(token_ids(self.tokenizer, q)) for q in asked)
 LM.tokens = _tokens
 
-# %% ../nbs/11c_asking.ipynb #25fbfa48
+# %% ../nbs/11c_asking.ipynb #9ca544fc
 READS = ("price", "discount", "display", "feature", "popularity", "own_count", "last", "usual_price")   # columns of an alternative that reach the question
 
 @dataclass
@@ -143,6 +143,7 @@ class Asked(ChoiceModel):
         unread = sorted({k for s in (occasions.overrides, *scenarios) for k in s} - set(READS))
         if unread: raise ValueError(f"{self.name} is not told {', '.join(unread)}, so a what-if on it would change nothing; it is told {', '.join(READS)}")
         refuse_seen(getattr(self.reader, "card", None), self.name, occasions)
+        if getattr(self.reader, "most", np.inf) < occasions.sizes.max(initial=0): raise ValueError(f"{self.name} takes at most {self.reader.most} options, and an occasion has {occasions.sizes.max()}: build the occasions with fewer alternatives")
         if mu is not None: occasions = with_popularity(occasions, mu)
         return [occasions.replace(**s) for s in scenarios]
 

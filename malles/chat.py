@@ -27,7 +27,7 @@ def quoted(name)->str:
     escape = lambda c: "".join(f"\\u{u:04x}" for u in np.frombuffer(c.encode("utf-16-le", "surrogatepass"), np.uint16))
     return "".join(escape(c) if loud(c) else c for c in json.dumps(str(name), ensure_ascii=False))
 
-# %% ../nbs/10c_chat.ipynb #9a3466c4
+# %% ../nbs/10c_chat.ipynb #8583fd25
 RETAIL = dict(buyer="customer", place="shop", took="bought", takes="take", visit="visit")
 WHOLESALE = dict(buyer="dealer", place="supplier", took="ordered", takes="order", visit="order")
 UNBLINDED = "The prices and promotions below were varied at random, by experiment: they say nothing about quality, season or what others pay.\n"
@@ -36,11 +36,15 @@ UNBLINDED = "The prices and promotions below were varied at random, by experimen
 class Question:
     "A choice put to a language model."
     past:str      # what what-ifs share: the market and earlier purchases
-    now:str       # what is on offer, and the question
-    options:tuple # what the letters A, B, ... stand for
+    now:str       # what else is known, up to the options
+    lines:tuple   # what is said of each option, in the order of the letters
+    ask:str       # the question
+    how:str       # how to answer
+    keys:tuple    # product ids of the options
     spans:tuple   # (group, start, stop) in characters of `text`: price, discount, promotion, popularity, profile, quantity, product
-    held:str = "" # what was said before, where this asks for the pieces
-    text = property(lambda self: self.past + self.now)
+    state = property(lambda self: self.past + self.now)
+    @property
+    def text(self)->str: return self.state + "".join(f"{l}. {line}\n" for l, line in zip(LETTERS, self.lines)) + f"{self.ask} {self.how}"
     @property
     def messages(self)->list:
         "For a chat template or an endpoint."
@@ -68,7 +72,7 @@ def _option(get, name):  # parts of one alternative
     if share == share: yield f", taken by {share:.0%} of all", "popularity"
     if n > 0: yield f", taken {_times(int(n))} before" + (", and last time" if get("last") > 0 else ""), "profile"
 
-# %% ../nbs/10c_chat.ipynb #0298e24e
+# %% ../nbs/10c_chat.ipynb #17164ff0
 def names_of(products)->np.ndarray:  # (products,)
     "What a product is called: its name, else its id."
     return (products["name"].fillna(products.product_id) if "name" in products else products.product_id).astype(str).to_numpy()
@@ -95,9 +99,10 @@ def questions(
 ):                           # list of Question, (n, 26) position in the set behind each letter
     "The occasions as questions. More than 26 alternatives are cut to the 26 that are likeliest by past and crowd."
     if format not in ("letter", "json"): raise ValueError(f"an answer is a letter or json, got format={format!r}")
-    w, names, order = WHOLESALE if wholesale else RETAIL, names_of(occasions.products), slot_order(occasions, seed, len(LETTERS))
+    w, names, ids = WHOLESALE if wholesale else RETAIL, names_of(occasions.products), occasions.products.product_id.astype(str).to_numpy()
+    order = slot_order(occasions, seed, len(LETTERS))
     order = np.hstack([order, np.full((len(order), len(LETTERS) - order.shape[1]), -1)])
-    line, (bought, first, stop) = _purchases(occasions, names), window(occasions)
+    purchase, (bought, first, stop) = _purchases(occasions, names), window(occasions)
     columns = {k: occasions.alternative(k).astype(float) for k in ("price", "usual_price", "discount", "display", "feature", "popularity", "own_count", "last")}
     level, deals = (occasions.column(k) if k in occasions.log.occasion else np.full(len(occasions), np.nan) for k in ("price_level", "deal_share"))
     out = []
@@ -106,25 +111,28 @@ def questions(
         past = [(f"What does this {w['buyer']} {w['takes']}? Category: {what}.\n", ""), (UNBLINDED if unblinded else "", "")]
         rows = bought[first[i]:stop[i]]
         past.append((f"Earlier {w['visit']}s, {'oldest first' if occasions.ordered else 'in no order'}:\n" if len(rows) else "", ""))
-        for row in rows: past += line(row)
+        for row in rows: past += purchase(row)
         now = [] if len(rows) else [(f"This {w['buyer']} has {w['took']} nothing here yet.\n", "profile")]
         if level[i] == level[i]: now.append((f"This {w['buyer']} pays {level[i]:.0%} of the average price" + (f", and buys {deals[i]:.0%} on a deal" if deals[i] == deals[i] else "") + ".\n", "profile"))
         now.append((f"The {w['place']} offers now:\n", ""))
         there = order[i][order[i] >= 0]
-        for letter, j in zip(LETTERS, there): now += [(f"{letter}. ", ""), *_option(lambda k: columns[k][i, j], names[product[j]]), ("\n", "")]
+        lines, (state, spans) = [], _joined(past + now)
+        at = len(state)
+        for j in there:
+            line, mine = _joined(_option(lambda k: columns[k][i, j], names[product[j]]))
+            spans += tuple((g, a + at + 3, b + at + 3) for g, a, b in mine)
+            lines.append(line); at += len(line) + 4
         last = LETTERS[len(there) - 1]
-        now.append((f"Which one does the {w['buyer']} {w['takes']}? " + (f'Answer with JSON only: {{"choice": a letter from A to {last}, "quantity": pieces}}.' if format == "json" else f"Answer with its letter (A to {last}) only."), ""))
-        (a, left), (b, right) = _joined(past), _joined(now)
-        out.append(Question(a, b, tuple(names[product[there]]), left + tuple((g, s + len(a), t + len(a)) for g, s, t in right)))
+        how = f'Answer with JSON only: {{"choice": a letter from A to {last}, "quantity": pieces}}.' if format == "json" else f"Answer with its letter (A to {last}) only."
+        head = sum(len(t) for t, _ in past)
+        out.append(Question(state[:head], state[head:], tuple(lines), f"Which one does the {w['buyer']} {w['takes']}?", how, tuple(ids[product[there]]), spans))
     return out, order
 
 def how_many(question:Question, letter:int, most:int=len(SUPPORT))->Question:
     "The second question: how many pieces, given the choice. Its letters stand for 1, 2, ... pieces, the last for that many or more."
-    counts = [f"{k} piece{'s' * (k > 1)}" + " or more" * (k == most) for k in range(1, most + 1)]
-    now = "\n".join(f"{l}. {c}" for l, c in zip(LETTERS, counts))
-    told = question.now.rsplit("\n", 1)[0]
-    text = f"{told}\nThe choice is {LETTERS[letter]}, {quoted(question.options[letter])}. How many?\n{now}\nAnswer with a letter (A to {LETTERS[most - 1]}) only."
-    return Question(question.past, text, tuple(counts), tuple(s for s in question.spans if s[2] <= len(question.past) + len(told)), question.options[letter])
+    counts = tuple(f"{k} piece{'s' * (k > 1)}" + " or more" * (k == most) for k in range(1, most + 1))
+    now = question.now + "".join(f"- {line}\n" for line in question.lines)
+    return Question(question.past, f"{now}The choice is {question.lines[letter]}.\n", counts, "How many?", f"Answer with a letter (A to {LETTERS[most - 1]}) only.", tuple(map(str, SUPPORT[:most])), tuple(s for s in question.spans if s[2] <= len(question.state)))
 
 # %% ../nbs/10c_chat.ipynb #1f91a686
 _LETTER = re.compile(r"^\W*(?:answer\W+)?([A-Z])\W*$", re.I)
