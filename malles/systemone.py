@@ -109,7 +109,7 @@ def from_systemone(
         p[i, occasions.mask[i]] = [said[k] for k in keys]
     return p / p.sum(1, keepdims=True)
 
-# %% ../nbs/17_systemone.ipynb #218ce85e
+# %% ../nbs/17_systemone.ipynb #181b7c6b
 SPECK, FLOOR, HUGE, FAR = 1e-4, 200., 1e6, 1e4   # of the marks, of what is not on offer, of the constant, and how far apart scores of attention are
 
 def with_readout(lm:LM):  # LlamaForCausalLM, tokenizer
@@ -175,7 +175,7 @@ def save_decision_model(
     if not temperature > 0: raise ValueError(f"a temperature is positive, got {temperature}")
     model, tokenizer = with_readout(lm)
     model.save_pretrained(folder); tokenizer.save_pretrained(folder)
-    DecisionConfig(labels=dict(choice=[*SLOTS, "other"]), temperature=dict(choice=float(temperature)), chat_template="{{ state }}<|mark|>", sanitize_control_tokens=False).save_pretrained(folder)
+    DecisionConfig(labels=dict(choice=[*SLOTS, "other"]), temperature=dict(choice=float(temperature)), chat_template="{{ state }}<|mark|>").save_pretrained(folder)
     card = {k: (lm.card or {}).get(k) for k in ("name", "data", "folds", "base")} | dict(made_from=(lm.card or {}).get("sha256"), reads="compact receipts with marked letters, as malles.systemone.to_systemone writes them", given="that something is bought: `none` has no chance")
     (Path(folder)/"card.json").write_text(json.dumps(card, indent=1) + "\n")
     return Path(folder)
