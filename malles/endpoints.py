@@ -110,7 +110,7 @@ class Wire:
             pause = self.next - now - (60 / self.per_minute if self.per_minute else 0)
         time.sleep(max(pause, 0))
 
-# %% ../nbs/17b_endpoints.ipynb #1a920981
+# %% ../nbs/17b_endpoints.ipynb #c644f99b
 class Endpoint:
     "An OpenAI-compatible server, to be asked by `Asked`."
     def __init__(self,
@@ -132,15 +132,16 @@ class Endpoint:
 
     def _draws(self, q):
         schema = dict(type="object", properties=dict(choice=dict(type="string", enum=list(LETTERS[:len(q.keys)])), quantity=dict(type="integer", minimum=1)), required=["choice", "quantity"], additionalProperties=False)
-        how = dict(max_tokens=64, response_format=dict(type="json_schema", json_schema=dict(name="choice", strict=True, schema=schema))) if "JSON" in q.how else dict(max_tokens=8)
+        how = dict(max_tokens=64, response_format=dict(type="json_schema", json_schema=dict(name="choice", strict=True, schema=schema))) if "JSON" in q.how else dict(max_tokens=1)
         return [self._body(q, temperature=1, seed=k, **how) for k in range(self.samples)]
 
     def read(self, asked:list)->np.ndarray:  # (n, 26), NaN where nothing could be read
         "Probabilities of the letters, by logprobs, or by draws where there are none."
         if not asked: return np.zeros((0, MOST))
-        if not self.drawn and self.wire.ask(self.path, [self._exact(asked[0])], lambda a: _text(a) is not None)[0] is not None and _listed(self.wire.ask(self.path, [self._exact(asked[0])], _is_answer)[0]) is None:
-            warnings.warn(f"{self.name} at {self.wire.url} sends no logprobs though they were asked for: {self.samples} answers are drawn for each question instead, and their shares are no exact probabilities", stacklevel=2)
-            self.drawn = True
+        if not self.drawn:
+            first = self.wire.ask(self.path, [self._exact(asked[0])], lambda a: _listed(a) is not None or _silent(a))[0]
+            self.drawn = first is not None and _silent(first)
+            if self.drawn: warnings.warn(f"{self.name} at {self.wire.url} sends no logprobs though they were asked for: {self.samples} answers are drawn for each question instead, and their shares are no exact probabilities", stacklevel=2)
         if self.drawn: return self._by_lot(asked)
         told = self.wire.ask(self.path, [self._exact(q) for q in asked], lambda a: _listed(a) is not None)
         return np.array([_letters(_listed(a), len(q.keys)) for a, q in zip(told, asked)])
@@ -178,7 +179,9 @@ def _listed(answer):  # word -> probability, None where there are no logprobs or
     for w, x in pairs: words[w] = words.get(w, 0) + float(np.exp(x))
     return words if sum(words.values()) <= 1.01 else None
 
-def _is_answer(a): return _text(a) is not None
+def _silent(answer):  # says something, and nothing of logprobs
+    told = (_choice(answer) or {}).get("logprobs")
+    return _text(answer) is not None and (not told or isinstance(told, dict) and not any(told.values()))
 
 def _letters(words, J):  # (26,), NaN where none of the letters is listed
     if words is None: return np.full(MOST, np.nan)
