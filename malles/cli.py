@@ -36,7 +36,7 @@ def parser():
     seed = ("--seed", dict(type=whole(0), default=0, help="repeats a run exactly (default 0)"))
     out = ("--out", dict(type=Path, required=True, metavar="DIR", help="folder for the results; made if need be, a stopped run continues there"))
     few = ("--customers", dict(type=whole(1), metavar="N", help="use at most N customers of each market, drawn by seed"))
-    model = ("--model", dict(default="nano", metavar="NAME|DIR", help="the language model: nano, or a checkpoint folder (default nano)"))
+    model = ("--model", dict(default="nano", metavar="NAME|DIR|URL", help="the language model: nano, a checkpoint folder, a name on the hub, or http://host:port/v1#model (default nano)"))
     command("run", "Read a market, split it, decide with nano and its opponents, and write a report. Held-out customers: fold SEED mod 5.",
         ("--market", dict(required=True, metavar="DIR|FILE", help="a market folder, or a transaction log (csv, csv.gz)")), out, seed, few, model)
     command("bench", "Every model on every market and split, five folds.",
@@ -55,11 +55,11 @@ def parser():
     command("whatif", "Try prices on a market: shares, and where the log holds transactions units, revenue and margin, with 80 %% intervals. No control for prices that were set knowing demand (malles.endogeneity).",
         ("--market", dict(required=True, metavar="DIR|FILE", help="a market folder, or a transaction log (csv, csv.gz)")), ("--price", dict(action="append", required=True, metavar="SKU=PRICE", help="the tested price of a product; may be given several times")),
         ("--weeks", dict(type=whole(1), default=4, help="how long the prices are held (default 4); the category is taken to sell what it sold in the last eight")), ("--out", dict(type=Path, required=True, metavar="FILE", help="the plan, csv or xlsx: one row per product, and per store (group) where the log names them")),
-        ("--model", dict(default="loyalty-logit", metavar="NAME|DIR", help="loyalty-logit, nano, or a checkpoint folder (default loyalty-logit)")), seed)
+        ("--model", dict(default="loyalty-logit", metavar="NAME|DIR|URL", help="loyalty-logit, or a language model as in malles run (default loyalty-logit)")), seed)
     command("backtest", "What a model would have said of the log's past price changes: fitted on the first half of the periods (weeks, or rounds where there are no dates), put to the second, beside 'no change' and 'same as last time'.",
         ("--market", dict(required=True, metavar="DIR|FILE", help="a market folder, or a transaction log (csv, csv.gz)")), ("--out", dict(type=Path, metavar="FILE", help="every change, csv or xlsx")), few,
         ("--least", dict(type=share, default=.05, help="change of a price that counts, as a share of it (default .05)")),
-        ("--model", dict(default="loyalty-logit", metavar="NAME|DIR", help="loyalty-logit, nano, or a checkpoint folder (default loyalty-logit)")), seed)
+        ("--model", dict(default="loyalty-logit", metavar="NAME|DIR|URL", help="loyalty-logit, or a language model as in malles run (default loyalty-logit)")), seed)
     command("check", "Say what a transaction log or a market folder can and cannot support.", ("file", dict(metavar="FILE|DIR", help="csv, csv.gz, parquet, or a market folder")))
     return p
 

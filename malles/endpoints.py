@@ -110,7 +110,7 @@ class Wire:
             pause = self.next - now - (60 / self.per_minute if self.per_minute else 0)
         time.sleep(max(pause, 0))
 
-# %% ../nbs/17b_endpoints.ipynb #c644f99b
+# %% ../nbs/17b_endpoints.ipynb #5940f76c
 class Endpoint:
     "An OpenAI-compatible server, to be asked by `Asked`."
     def __init__(self,
@@ -148,6 +148,7 @@ class Endpoint:
 
     def _by_lot(self, asked):
         told, out = self.wire.ask(self.path, [body for q in asked for body in self._draws(q)], lambda a: _text(a) is not None), np.full((len(asked), MOST), np.nan)
+        if len(told) > 100 and all(len({_text(a) for a in told[k:k + self.samples]}) == 1 for k in range(0, len(told), self.samples)): warnings.warn(f"{self.name}: all draws of every question are alike; the server seems to ignore the temperature, and these are no probabilities", stacklevel=3)
         for i, q in enumerate(asked):
             J = len(q.keys)
             said = [None if a is None else parse_chat(_text(a), J) for a in told[i * self.samples:(i + 1) * self.samples]]

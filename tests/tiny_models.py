@@ -18,17 +18,21 @@ def chat_tokenizer(texts):
 
 
 def tiny(kind, tokenizer, folder, scale=20.):
-    "A model of random weights in a folder; its head is scaled up so that its answers differ."
+    "A model of random weights in a folder; its head is scaled up so that its answers differ, and in its vocabulary there is room for the marks of decision models."
     import torch
     import transformers as t
     torch.manual_seed(0)
-    size = dict(vocab_size=len(tokenizer) + 2, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=8192)   # two more: the marks of decision models
-    if kind == "qwen3": model = t.Qwen3ForCausalLM(t.Qwen3Config(head_dim=16, tie_word_embeddings=False, **size))
+    size = dict(vocab_size=len(tokenizer) + 2, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=8192)
+    if kind == "letters": model = t.PhiForCausalLM(t.PhiConfig(**size))   # says hardly anything but A, B, C or D
+    elif kind == "qwen3": model = t.Qwen3ForCausalLM(t.Qwen3Config(head_dim=16, tie_word_embeddings=False, **size))
     elif kind == "llama": model = t.LlamaForCausalLM(t.LlamaConfig(tie_word_embeddings=False, **size))
     elif kind == "mistral": model = t.MistralForCausalLM(t.MistralConfig(tie_word_embeddings=False, sliding_window=16, **size))
     elif kind == "decision":
         model = t.AutoModelForDecision.from_config(t.JevConfig(hidden_size=32, num_verbalizers=40, text_config=t.Qwen2Config(**size)))
     with torch.no_grad(): (model.proj if kind == "decision" else model.lm_head).weight.mul_(scale)
+    if kind == "letters":
+        with torch.no_grad(): model.lm_head.bias[tokenizer.convert_tokens_to_ids(list("ABCD"))] = 20.
+    if kind != "decision": model.generation_config.do_sample = True
     model.save_pretrained(folder); tokenizer.save_pretrained(folder)
     return Path(folder)
 
