@@ -46,7 +46,7 @@ def main(a):
             start = time.perf_counter()
             book = search_rules(table, "y", seed=seed, seconds=60)
             seconds = time.perf_counter() - start
-            columns = {s: table[c].to_numpy(float) for s, c in book.symbols.items()}
+            columns = {s: table[c].to_numpy(float) for s, c in book.trial.symbols.items()}
             right = [has_form(np.broadcast_to(value(f, columns), len(table)).astype(float), name, table) for f in book.front.form]
             rows.append(dict(law=name, seed=seed, on_front=any(right), chosen=bool(np.array(right)[book.front.chosen.to_numpy()].any()), seconds=round(seconds, 1), rule=str(book.rule)))
             print(rows[-1], flush=True)
