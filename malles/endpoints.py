@@ -110,7 +110,7 @@ class Wire:
             pause = self.next - now - (60 / self.per_minute if self.per_minute else 0)
         time.sleep(max(pause, 0))
 
-# %% ../nbs/17b_endpoints.ipynb #5940f76c
+# %% ../nbs/17b_endpoints.ipynb #3de2e497
 class Endpoint:
     "An OpenAI-compatible server, to be asked by `Asked`."
     def __init__(self,
@@ -133,7 +133,8 @@ class Endpoint:
     def _draws(self, q):
         schema = dict(type="object", properties=dict(choice=dict(type="string", enum=list(LETTERS[:len(q.keys)])), quantity=dict(type="integer", minimum=1)), required=["choice", "quantity"], additionalProperties=False)
         how = dict(max_tokens=64, response_format=dict(type="json_schema", json_schema=dict(name="choice", strict=True, schema=schema))) if "JSON" in q.how else dict(max_tokens=1)
-        return [self._body(q, temperature=1, seed=k, **how) for k in range(self.samples)]
+        first = int(digest(q.text)[:7], 16)                                                # its own draws: with seeds in common, all questions would err alike
+        return [self._body(q, temperature=1, seed=first + k, **how) for k in range(self.samples)]
 
     def read(self, asked:list)->np.ndarray:  # (n, 26), NaN where nothing could be read
         "Probabilities of the letters, by logprobs, or by draws where there are none."

@@ -145,7 +145,7 @@ def test_missing_logprobs_are_noticed_and_answers_drawn(shop):
     J = shop.sizes
     best = np.array([(15 + 1 / j) / 16 for j in J])
     assert np.allclose(p.max(1), best) and m.reader.unread == 5 * len(shop)
-    assert set(seeds) == {None, *range(20)}, "draws of one seed are one draw"
+    assert seeds.pop(None) == 1 and len(seeds) == 20 * len(shop) and set(seeds.values()) == {1}, "draws of one seed are one draw"
     assert m.tokens(shop) == 20 * 51 * len(shop)
 
 
