@@ -2,7 +2,8 @@
 
     python benchmarks/discussion.py [--tafeng DIR] [--customers 1500] [--decisions 400] [--out benchmarks/results/discussion.json]
 
-nano, no weight moved. Every row reads at most `budget` tokens of compact receipts per decision, all its readers together; what a row has not read keeps its share of the crowd and of the own past, for all rows alike.
+nano, no weight moved. Every row reads at most `budget` tokens of compact receipts per decision, all its readers together; what a row has not read keeps its share of the crowd and of the own past,
+and how far its readers are trusted against that share is learned from training customers, for all rows alike.
 nano reads at most twelve alternatives at once, so that one agent, however large its budget, spends the rest of it on past purchases (as many as fit, at most eight). (e) is not in the paper: one agent on the top by the running guess, which costs no tokens and is what nano leans on.
 Settings of the table were chosen on one simulated world of 100 alternatives of another seed.
 """
@@ -22,7 +23,7 @@ from malles.retail import retail_table
 from malles.roles import Role
 from malles.shoppers import simulate_market
 from malles.tastes import guess
-from malles.turns import decision
+from malles.turns import decision, learned_trust
 from malles.worlds import TRAITS, sample_world
 
 
@@ -52,20 +53,23 @@ def tafeng(folder, J, customers, groups=4):
 
 
 def one_agent(model, seen, rank, budget):
-    "One reader: the first twelve of an order, and of the past what fits besides."
-    prior, p = expected_share(seen), np.zeros(seen.mask.shape)
-    tokens, left = np.zeros(len(seen)), np.arange(len(seen))
-    for history in (8, 4, 2, 1, 0):                                          # as much past as leaves room for all twelve
+    "Utilities of what one reader reads, the first twelve of an order, with as much of the past as leaves room for them; tokens."
+    U, tokens, left = np.full(seen.mask.shape, np.nan), np.zeros(len(seen)), np.arange(len(seen))
+    for history in (8, 4, 2, 1, 0):
         if not len(left): break
         table = Discussion(model, [Role("none", "")], Role("agent", "", history=history, budget=budget), rounds=1)
         turn = table.turn(seen[left], table.chair, 0, rank[left], np.arange(len(left)))
         read = np.bincount(turn.rows, (turn.place >= 0).sum(1), len(left))
         fits = (read >= np.minimum(12, seen.sizes[left])) | (history == 0)
-        U = turn.spread(turn.score, seen[left].mask.shape)
-        p[left[fits], :U.shape[1]] = decision(U, seen[left].mask, prior[left][:, :U.shape[1]])[fits]
+        U[left[fits]] = turn.spread(turn.score, (len(left), U.shape[1]))[fits]
         tokens[left[fits]] = np.bincount(turn.rows, turn.tokens, len(left))[fits]
         left = left[~fits]
-    return p, tokens
+    return U, tokens
+
+
+def orders(seen, rng):
+    return {"a what fits": np.broadcast_to(np.arange(seen.mask.shape[1], dtype=float), seen.mask.shape), "b random share": rng.random(seen.mask.shape),
+            "c top by popularity and own past": -expected_share(seen), "e top by running guess": -guess(seen)}
 
 
 def scores(p, o): return -np.log(np.maximum(p[np.arange(len(o)), o.chosen], 1e-9)), p.argmax(1) == o.chosen
@@ -79,13 +83,20 @@ def trial(occasions, budgets, decisions, note):
     rng = np.random.default_rng(0)
     test = test[np.sort(rng.permutation(len(test))[:decisions])]
     model = LMChoice.nano().fit(train[np.sort(rng.permutation(len(train))[:4000])])
-    seen = model.read(test)
+    lesson = train[np.sort(rng.permutation(len(train))[:decisions // 2])]      # how far each row's readers are to be trusted is learned here, of training customers
+    seen, known = model.read(test), model.read(lesson)
     customer, n, rows = seen.customers[seen.customer], len(seen), []
-    ranks = {"a what fits": np.broadcast_to(np.arange(seen.mask.shape[1], dtype=float), seen.mask.shape), "b random share": rng.random(seen.mask.shape),
-             "c top by popularity and own past": -expected_share(seen), "e top by running guess": -guess(seen)}
     for budget in budgets:
-        got = {k: one_agent(model, seen, r, budget) for k, r in ranks.items()}
-        talk = retail_table(model, budget).discuss(test)
+        got, trust = {}, {}
+        tests, lessons = orders(seen, rng), orders(known, rng)
+        for k in tests:
+            trust[k] = learned_trust(one_agent(model, known, lessons[k], budget)[0], known.mask, expected_share(known), known.chosen)
+            U, tokens = one_agent(model, seen, tests[k], budget)
+            got[k] = decision(U, seen.mask, expected_share(seen), trust[k]), tokens
+        table = retail_table(model, budget)
+        talk = table.discuss(lesson)
+        table.trust = trust["d discussion"] = learned_trust(talk.utility(), talk.mask, talk.prior, lesson.chosen)
+        talk = table.discuss(test)
         got["d discussion"] = talk.choice(), talk.tokens()
         told = {k: scores(p, seen) for k, (p, _) in got.items()}
         for k, (p, tokens) in sorted(got.items()):
@@ -93,7 +104,7 @@ def trial(occasions, budgets, decisions, note):
             loss, hit = told[k]
             gain, low, high, _ = clustered_mean(told["d discussion"][0] - loss, customer)
             hits, hlow, hhigh, _ = clustered_mean(told["d discussion"][1].astype(float) - hit, customer)
-            rows.append(dict(market=occasions.market, alternatives=float(seen.sizes.mean()), budget=budget, row=k, n=n, log_loss=loss.mean(), hit_rate=hit.mean(), tokens=tokens.mean(),
+            rows.append(dict(market=occasions.market, alternatives=float(seen.sizes.mean()), budget=budget, row=k, n=n, log_loss=loss.mean(), hit_rate=hit.mean(), tokens=tokens.mean(), trust=trust[k],
                              discussion_minus_row=gain, low=low, high=high, hit_difference=hits, hit_low=hlow, hit_high=hhigh))
         note(rows)
     return rows

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 # %% ../nbs/21b_discussion.ipynb #cb8b5f4a
 import numpy as np
 
-# %% ../nbs/21b_discussion.ipynb #c1ebb0de
+# %% ../nbs/21b_discussion.ipynb #673111d1
 from .occasions import Occasions, with_popularity
 from .predictions import ChoiceModel, Predictions, SUPPORT
 from .facts import expected_share
@@ -20,9 +20,9 @@ from .metrics import total_variation
 from .words import SLOTS
 from .roles import Role, shares, view
 from .budgets import page
-from .turns import Turn, decision, reasons, standing
+from .turns import Turn, decision, learned_trust, reasons, standing
 
-# %% ../nbs/21b_discussion.ipynb #57e50281
+# %% ../nbs/21b_discussion.ipynb #5a809978
 class Discussion(ChoiceModel):
     "Several readings of one choice model, as a choice model."
     def __init__(self,
@@ -32,16 +32,23 @@ class Discussion(ChoiceModel):
         rounds:int=3,        # at most
         keep:int=3,          # alternatives that each helper hands on, and that stay on the chair's desk
         settle:float=.02,    # move of the decision that ends it
+        learn:int=0,         # training decisions from which `fit` learns how far the readers are trusted; 0: fully
         seed:int=0,
     ):
         names = [r.name for r in (*helpers, chair)]
         if len(set(names)) < len(names): raise ValueError(f"two roles have one name: {', '.join(names)}")
         if keep * (len(helpers) + 1) > len(SLOTS) and len(helpers) > 1: raise ValueError(f"{len(helpers)} helpers with {keep} alternatives each, and {keep} leaders, are more than the chair's {len(SLOTS)} letters; lower keep")
-        self.model, self.helpers, self.chair, self.rounds, self.keep, self.settle, self.seed, self.calls = model, tuple(helpers), chair, rounds, keep, settle, seed, 0
+        self.model, self.helpers, self.chair, self.rounds, self.keep, self.settle, self.learn, self.seed = model, tuple(helpers), chair, rounds, keep, settle, learn, seed
+        self.trust, self.calls = 1., 0                                                 # readings of the model so far
         self.name = f"{model.name}-discussion"
 
     def fit(self, occasions:Occasions)->"Discussion":
         self.model.fit(occasions)
+        self.trust, known = 1., occasions[occasions.chosen >= 0]
+        if self.learn:
+            some = known[np.sort(np.random.default_rng(self.seed).permutation(len(known))[:self.learn])]
+            talk = self.discuss(some)
+            self.trust = learned_trust(talk.utility(), talk.mask, talk.prior, some.chosen)
         return self
 
     def seen(self, occasions:Occasions, mu=None)->Occasions:
@@ -103,7 +110,7 @@ class Discussion(ChoiceModel):
         "Where the last two decisions are nearly the same, or all has been read."
         ends = [k + 1 for k, t in enumerate(turns) if t.role == self.chair.name]
         if not ends: return np.zeros(len(occasions), bool)
-        now, before = (decision(standing(turns[:e], self.chair.name, prior.shape)[0], occasions.mask, prior) for e in (ends[-1], ends[-2] if len(ends) > 1 else 0))
+        now, before = (decision(standing(turns[:e], self.chair.name, prior.shape)[0], occasions.mask, prior, self.trust) for e in (ends[-1], ends[-2] if len(ends) > 1 else 0))
         U, _ = standing(turns[:ends[-1]], self.chair.name, prior.shape)
         done = ((np.isnan(U) & occasions.mask).sum(1) == 0) | ((len(ends) > 1) & (total_variation(now, before) < self.settle))
         return done
@@ -112,7 +119,7 @@ class Discussion(ChoiceModel):
         "All that is said about these occasions."
         seen = self.seen(occasions, mu)
         names = np.where(seen.mask, seen.products.product_id.to_numpy().astype(str)[np.maximum(seen.product, 0).astype(int)], "")
-        return Talk(tuple(self.proceed(seen, [])), self.chair.name, seen.mask, expected_share(seen), names, seen.occasion_id, seen, self)
+        return Talk(tuple(self.proceed(seen, [])), self.chair.name, seen.mask, expected_share(seen), names, seen.occasion_id, self.trust, seen, self)
 
     def predict(self, occasions:Occasions, mu=None)->Predictions:
         return self.discuss(occasions, mu).predictions()
@@ -126,13 +133,15 @@ class Talk:
     prior:np.ndarray      # (n, J) what an alternative keeps that nobody reads
     names:np.ndarray      # (n, J) product ids
     ids:np.ndarray        # (n,) of the occasions
+    trust:float = 1.      # in what was said
     occasions:Occasions = None   # as the model sees them; None in a replay
     table:Discussion = None
 
     def __len__(self): return len(self.mask)
     def choice(self):  # (n, J)
         "What the chair decides, with what the helpers know of the rest."
-        return decision(standing(self.turns, self.chair, self.mask.shape)[0], self.mask, self.prior)
+        return decision(self.utility(), self.mask, self.prior, self.trust)
+    def utility(self): return standing(self.turns, self.chair, self.mask.shape)[0]  # (n, J), NaN where nobody has read
     def latest(self, name, fill=np.nan):  # (n, J, ...), None where nobody spoke of it
         "The last word on each alternative."
         out = None

@@ -94,10 +94,10 @@ def show(talk:Talk, i:int=0)->str:
     return "\n".join([*lines, "", "</details>"])
 Talk._repr_markdown_ = show
 
-# %% ../nbs/21c_transcripts.ipynb #c1603b3e
+# %% ../nbs/21c_transcripts.ipynb #548c8160
 def save(talk:Talk, path):
     "Write all discussions as JSONL, whole."
-    head = [dict(kind="table", chair=talk.chair, n=len(talk))] + [dict(kind="occasion", i=i, id=str(talk.ids[i]), products=[str(x) for x in talk.names[i][talk.mask[i]]], prior=talk.prior[i][talk.mask[i]].tolist()) for i in range(len(talk))]
+    head = [dict(kind="table", chair=talk.chair, n=len(talk), trust=talk.trust)] + [dict(kind="occasion", i=i, id=str(talk.ids[i]), products=[str(x) for x in talk.names[i][talk.mask[i]]], prior=talk.prior[i][talk.mask[i]].tolist()) for i in range(len(talk))]
     lines = head + [dict(kind="message", i=i, **asdict(m)) for i in range(len(talk)) for m in messages(talk, i)]
     replace_file(path, lambda p: p.write_text("".join(json.dumps(x) + "\n" for x in lines), encoding="utf-8"))
 
@@ -113,7 +113,7 @@ def load(path)->Talk:
     for i, o in enumerate(occ): k = len(o["products"]); mask[i, :k], prior[i, :k], names[i, :k] = True, o["prior"], o["products"]
     turns = []
     for n in sorted({m["turn"] for m in said}): turns.append(_turn([m for m in said if m["turn"] == n]))
-    return Talk(tuple(turns), lines[0]["chair"], mask, prior, names, np.array([o["id"] for o in occ], object))
+    return Talk(tuple(turns), lines[0]["chair"], mask, prior, names, np.array([o["id"] for o in occ], object), lines[0]["trust"])
 
 def _turn(said):  # Turn of the messages of one turn
     m = max(len(x["scores"]) for x in said)
