@@ -129,6 +129,12 @@ class Market:
         return cls.from_frames(name, **settings, **{"choices" if "chosen" in frame else "transactions": frame})
 
     @classmethod
+    def fetch(cls, name:str, folder=None, **where)->"Market":
+        "A public market by name, such as catsup: see `malles.fetch`."
+        from malles.fetch import fetch
+        return fetch(name, folder, **where)
+
+    @classmethod
     def admitted(cls, name, tables, **settings)->"Market":
         "Checks tables, products first: {table: (frame, file, text)}."
         name, entries = check_setting("market", "name", name), {}
