@@ -109,7 +109,7 @@ def from_systemone(
         p[i, occasions.mask[i]] = [said[k] for k in keys]
     return p / p.sum(1, keepdims=True)
 
-# %% ../nbs/17_systemone.ipynb #181b7c6b
+# %% ../nbs/17_systemone.ipynb #35ff03f4
 SPECK, FLOOR, HUGE, FAR = 1e-4, 200., 1e6, 1e4   # of the marks, of what is not on offer, of the constant, and how far apart scores of attention are
 
 def with_readout(lm:LM):  # LlamaForCausalLM, tokenizer
@@ -131,7 +131,7 @@ def with_readout(lm:LM):  # LlamaForCausalLM, tokenizer
     wide = -(-(D + K + 2) // H) * H                                                       # the next multiple of H
     pick, market = D + K, D + K + 1                                                       # dimensions; those of the letters come before
     new = LlamaForCausalLM(LlamaConfig(**{**c.to_dict(), "vocab_size": V + K, "hidden_size": wide, "num_attention_heads": H, "num_key_value_heads": H, "head_dim": d, "num_hidden_layers": c.num_hidden_layers + 1,
-        "tie_word_embeddings": False, "rms_norm_eps": c.rms_norm_eps * D / wide, "dtype": "float32", "architectures": ["LlamaForCausalLM"]})).float().eval()
+        "tie_word_embeddings": False, "rms_norm_eps": c.rms_norm_eps * D / wide, "dtype": "float32", "architectures": ["LlamaForCausalLM"]})).float()
     w, was = {k: torch.zeros_like(v) for k, v in new.state_dict().items()}, {k: v.detach().float().cpu() for k, v in old.state_dict().items()}
     scale = (D / wide) ** .5                                                              # the mean square is now over more dimensions
     words = was["model.embed_tokens.weight"]
@@ -163,6 +163,7 @@ def with_readout(lm:LM):  # LlamaForCausalLM, tokenizer
     for k in range(K): w["lm_head.weight"][ID["A"] + k, D + k] = HUGE / wide ** .5
     w["lm_head.weight"][ID["other"], market] = -FLOOR / wide ** .5
     new.load_state_dict(w)
+    new.eval()
     return new, tokenizer
 
 def save_decision_model(
