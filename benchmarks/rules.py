@@ -1,15 +1,17 @@
 """Are planted laws found? Five laws of economics with noise, 300 rows each: is the right form, whatever its constants, on the front of `search_rules`, and is it the chosen rule?
 
-    python benchmarks/rules.py [--noise .05] [--seeds 0 1] [--results FILE]
+    python benchmarks/rules.py [--noise .01 .05 .2] [--seeds 0 1] [--gplearn PYTHON] [--results FILE]
 
 A rule has the form of a law if some constants make the law agree with it to a millionth of its spread on the rows of the table. The last line is JSON.
 """
-import argparse, json, time
+import argparse, ast, json, subprocess, time
 from pathlib import Path
-import numpy as np, pandas as pd
+import numpy as np, pandas as pd, sympy as sp
 from scipy.optimize import least_squares
 from malles.folders import replace_file
-from malles.rules import search_rules, value
+from malles.formulas import shortened, value, written
+from malles.rules import search_rules
+from malles.trials import open_trial
 
 LAWS = {  # constants, table -> what the law says; the planted constants
     "constant elasticity": (lambda c, t: c[0] * t.price**c[1], (40., -1.7)),
@@ -38,25 +40,63 @@ def has_form(said, name, table):  # said: (rows,) of a rule
     return bool(np.abs(fit.fun).max() < 1e-6)
 
 
+GPLEARN = """
+import json, sys, numpy as np
+from gplearn.genetic import SymbolicRegressor
+job = json.load(sys.stdin)
+model = SymbolicRegressor(population_size=2000, generations=20, function_set=("add", "sub", "mul", "div", "log", "sqrt", "max"), parsimony_coefficient=.001, max_samples=.9, random_state=job["seed"], n_jobs=1).fit(np.array(job["X"]), np.array(job["y"]))
+print(json.dumps(dict(program=str(model._program))))
+"""
+
+
+def gplearn_form(python, table, seed):
+    "What gplearn finds, in an interpreter that has it, as a formula of the columns; its numbers are then fitted and its form shortened like ours."
+    trial = open_trial(table, "y", seed=seed)
+    job = dict(X=np.column_stack(list(trial.seen.values())).tolist(), y=trial.y[trial.rows].tolist(), seed=seed)
+    program = json.loads(subprocess.run([python, "-c", GPLEARN], input=json.dumps(job), capture_output=True, text=True, check=True).stdout.splitlines()[-1])["program"]
+    act = dict(add=sp.Add, mul=sp.Mul, sub=lambda a, b: a - b, div=lambda a, b: a / b, log=sp.log, sqrt=sp.sqrt, max=sp.Max)
+    x = list(trial.symbols)
+    def read(e):
+        if isinstance(e, ast.Call): return act[e.func.id](*map(read, e.args))
+        if isinstance(e, ast.Name): return x[int(e.id[1:])]
+        return -read(e.operand) if isinstance(e, ast.UnaryOp) else sp.Float(e.value)
+    form = written(lambda: read(ast.parse(program, mode="eval").body))
+    return trial, None if form is None else shortened(trial.refit(form), trial.seen, trial.y[trial.rows]).form
+
+
+def one(name, noise, seed, gplearn):
+    table = planted(name, noise, seed)
+    start, cpu = time.perf_counter(), time.process_time()
+    book = search_rules(table, "y", seed=seed, seconds=60)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    said = lambda form, trial: np.broadcast_to(value(form, trial.columns), len(table)).astype(float)
+    right = np.array([has_form(said(f, book.trial), name, table) for f in book.front.form])
+    row = dict(law=name, noise=noise, seed=seed, on_front=bool(right.any()), chosen=bool(right[book.front.chosen.to_numpy()].any()), seconds=round(seconds, 1), cpu_seconds=round(cpu, 1), complete=book.complete, rule=str(book.rule))
+    if gplearn:
+        start = time.perf_counter()
+        trial, form = gplearn_form(gplearn, table, seed)
+        row |= dict(gplearn=form is not None and bool(np.isfinite(said(form, trial)).all()) and has_form(said(form, trial), name, table), gplearn_seconds=round(time.perf_counter() - start, 1), gplearn_rule=str(form))
+    return row
+
+
 def main(a):
-    rows = []
-    for name in LAWS:
-        for seed in a.seeds:
-            table = planted(name, a.noise, seed)
-            start = time.perf_counter()
-            book = search_rules(table, "y", seed=seed, seconds=60)
-            seconds = time.perf_counter() - start
-            columns = {s: table[c].to_numpy(float) for s, c in book.trial.symbols.items()}
-            right = [has_form(np.broadcast_to(value(f, columns), len(table)).astype(float), name, table) for f in book.front.form]
-            rows.append(dict(law=name, seed=seed, on_front=any(right), chosen=bool(np.array(right)[book.front.chosen.to_numpy()].any()), seconds=round(seconds, 1), rule=str(book.rule)))
-            print(rows[-1], flush=True)
-    out = dict(noise=a.noise, recovered=sum(r["on_front"] for r in rows), chosen=sum(r["chosen"] for r in rows), of=len(rows), slowest_seconds=max(r["seconds"] for r in rows))
-    if out["of"] == 10: out["recovered_of_10"] = out["recovered"]
+    rows, by_noise = [], {}
+    for noise in a.noise:
+        for name in LAWS:
+            for seed in a.seeds:
+                rows.append(one(name, noise, seed, a.gplearn))
+                print(rows[-1], flush=True)
+        some = [r for r in rows if r["noise"] == noise]
+        by_noise[str(noise)] = dict(recovered=sum(r["on_front"] for r in some), chosen=sum(r["chosen"] for r in some), of=len(some), slowest_seconds=max(r["seconds"] for r in some), slowest_cpu_seconds=max(r["cpu_seconds"] for r in some))
+        if a.gplearn: by_noise[str(noise)] |= dict(gplearn=sum(r["gplearn"] for r in some), gplearn_slowest_seconds=max(r["gplearn_seconds"] for r in some))
+    out = dict(by_noise=by_noise)
+    if len(a.seeds) == 2 and .05 in a.noise: out["recovered_of_10"] = by_noise["0.05"]["recovered"]
     if a.results: replace_file(a.results, lambda p: Path(p).write_text(json.dumps(dict(rows=rows, **out), indent=1) + "\n"))
     print(json.dumps(out))
 
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--noise", type=float, default=.05); p.add_argument("--seeds", nargs="+", type=int, default=[0, 1]); p.add_argument("--results", type=Path)
+    p.add_argument("--noise", nargs="+", type=float, default=[.05]); p.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    p.add_argument("--gplearn", help="an interpreter that has gplearn, to run beside"); p.add_argument("--results", type=Path)
     main(p.parse_args())

@@ -17,7 +17,7 @@ from .spelling import formula
 
 # %% ../nbs/40d_engines.ipynb #ee759a4c
 OPERATORS = ("add", "sub", "mul", "div", "pow", "sqrt", "exp", "log", "max")
-FAMILIES = (OPERATORS, ("add", "sub", "mul", "div", "log"), ("mul", "div", "pow", "sqrt"), ("add", "sub", "mul", "max"), ("add", "mul", "div", "exp"), ("add", "sub", "mul", "div"))
+FAMILIES = (OPERATORS, ("add", "sub", "mul", "div", "log"), ("mul", "div", "log"), ("mul", "div", "pow", "sqrt"), ("add", "sub", "mul", "max"), ("add", "mul", "div", "exp"), ("add", "sub", "mul", "div"))
 TRIALS, LONGEST = 60_000, 15  # formulas that one run tries, symbols of the longest
 
 def families(operators)->list:  # of tuples

@@ -31,7 +31,7 @@ class RuleBook:
     def front(self)->pd.DataFrame:
         "nodes, error (root mean squared, held out, in units of the target), explained (share of the held-out variance), form (SymPy), latex, source, chosen."
         held, rows = self.trial.y[self.trial.held], []
-        for t in sorted((t for t in self.tried if not t.reason), key=lambda t: (t.nodes, t.squared)):
+        for t in sorted((t for t in self.tried if not t.reason), key=lambda t: (t.nodes, len(lifted(t.form)[1]), t.squared)):
             if rows and t.squared >= rows[-1]["squared"] * (1 - 1e-6): continue
             rows.append(dict(nodes=t.nodes, squared=t.squared, spread=mean_error(t.loss, self.trial.groups[self.trial.held])[1], form=t.form, source=t.source))
         t = pd.DataFrame(rows)

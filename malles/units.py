@@ -72,7 +72,9 @@ def add_up(form, units:dict, target:dict)->bool:
     except ValueError: return False
 
 def ratios(
-    units:dict,  # symbol -> powers
-)->list:         # of SymPy expressions
-    "Quotients of columns of one unit: numbers that do not depend on the currency or the pack."
-    return [a / b for a, b in combinations(units, 2) if units[a] and units[a] == units[b]]
+    symbols,          # of the columns
+    units:dict=None,  # symbol -> powers; None: not told, any two may have the same one
+)->list:              # of SymPy expressions
+    "Quotients of positive columns of one unit: numbers that do not depend on the currency or the pack."
+    alike = lambda a, b: units is None or (units[a] and units[a] == units[b])
+    return [a / b for a, b in combinations(symbols, 2) if a.is_positive and b.is_positive and alike(a, b)]
