@@ -44,7 +44,7 @@ GPLEARN = """
 import json, sys, numpy as np
 from gplearn.genetic import SymbolicRegressor
 job = json.load(sys.stdin)
-model = SymbolicRegressor(population_size=2000, generations=20, function_set=("add", "sub", "mul", "div", "log", "sqrt", "max"), parsimony_coefficient=.001, max_samples=.9, random_state=job["seed"], n_jobs=1).fit(np.array(job["X"]), np.array(job["y"]))
+model = SymbolicRegressor(population_size=1000, generations=20, function_set=("add", "sub", "mul", "div", "log", "sqrt", "max"), parsimony_coefficient=.001, max_samples=.9, random_state=job["seed"], n_jobs=1).fit(np.array(job["X"]), np.array(job["y"]))
 print(json.dumps(dict(program=str(model._program))))
 """
 
