@@ -12,6 +12,7 @@ import numpy as np, pandas as pd, torch
 from datasets import concatenate_datasets
 from sklearn.metrics import roc_auc_score
 from transformers.utils import logging
+from malles.decisions import to_sft
 from malles.dialogues import as_occasions, ending, features, price_grid
 from malles.elicitation import LMChoice
 from malles.lm import LM
@@ -38,8 +39,8 @@ def boosted(X, y, test, objective, seed=0):
 def taught(occasions, learn, inner, epochs, seed=0):
     "nano after so many passes; the pass of the lowest log-loss on the inner dialogues is kept."
     lm, best = LM.from_pretrained("nano"), (np.inf, None, 0)
-    rows = concatenate_datasets([occasions[learn].to_sft(seed=1000 + seed * 100 + e) for e in range(epochs)])
-    check = occasions[inner].to_sft(seed=0)
+    rows = concatenate_datasets([to_sft(occasions[learn], seed=1000 + seed * 100 + e) for e in range(epochs)])
+    check = to_sft(occasions[inner], seed=0)
     with tempfile.TemporaryDirectory() as work:
         args = ChoiceSFTConfig(work, learning_rate=1e-3, num_train_epochs=1, lr_scheduler_type="linear", warmup_steps=10, adam_beta2=.98, weight_decay=.01, seed=seed, eval_strategy="steps", eval_steps=1 / epochs, save_strategy="steps", save_steps=1 / epochs, save_total_limit=2,
             load_best_model_at_end=True, metric_for_best_model="eval_log_loss", greater_is_better=False, logging_steps=10**9, disable_tqdm=True, batch_tokens=2048)

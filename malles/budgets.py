@@ -18,7 +18,7 @@ from .words import SLOTS
 from .receipts import render, window
 from .roles import HABITS, Role, view
 
-# %% ../nbs/20b_budgets.ipynb #6d76d54b
+# %% ../nbs/20b_budgets.ipynb #90d310f5
 def tokens_read(occasions:Occasions, seed:int=0):  # (n,)
     "Length of the text of each occasion: the market, the past in sight, the visit."
     now = render(occasions, False, seed)
@@ -35,7 +35,8 @@ def page(
     budget,              # (n,) tokens
 ):                       # (n, J) what is read, nothing where not even one fits; (n,) tokens
     "As much as fits."
-    rank = np.where(occasions.mask, rank, np.inf)
+    wide, mask = rank.shape[1], occasions.mask                                     # a view of few occasions can be narrower
+    rank = np.where(mask, rank[:, :mask.shape[1]], np.inf)
     nth = np.argsort(np.argsort(rank, axis=1, kind="stable"), axis=1, kind="stable")
     most, tokens = np.minimum(len(SLOTS), np.isfinite(rank).sum(1)), np.zeros(len(rank), int)
     open_ = np.flatnonzero(most > 0)
@@ -46,7 +47,7 @@ def page(
         most[open_] -= np.minimum(most[open_], np.maximum(over // 13, 1))          # thirteen words at most speak of one alternative
         tokens[open_[most[open_] == 0]] = 0
         open_ = open_[most[open_] > 0]
-    return nth < most[:, None], tokens
+    return np.pad(nth < most[:, None], ((0, 0), (0, wide - mask.shape[1]))), tokens
 
 # %% ../nbs/20b_budgets.ipynb #b252babc
 NUMBER = re.compile(r"(?<![\w.#])-?\d+(?:\.\d+)?(?=\s*%|\W|$)")

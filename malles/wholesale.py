@@ -12,7 +12,7 @@ import math, re
 # %% ../nbs/23_wholesale.ipynb #1738307a
 import numpy as np
 
-# %% ../nbs/23_wholesale.ipynb #ea1a7c76
+# %% ../nbs/23_wholesale.ipynb #921a6a08
 @dataclass(frozen=True)
 class Offer:
     "What one side proposes. Raises ValueError for what cannot be meant."
@@ -28,7 +28,7 @@ class Offer:
         if not all(math.isfinite(q) and q > 0 for q in self.quantity): raise ValueError(f"quantities are positive, got {self.quantity}")
         if self.delivery < 0 or self.terms < 0: raise ValueError(f"delivery and terms are days from 0 on, got {self.delivery} and {self.terms}")
     units = property(lambda self: sum(self.quantity))
-    def __str__(self): return ", ".join(f"#{j} x{q:g}" for j, q in zip(self.products, self.quantity)) + f" @ {self.price:.4f} delivery {self.delivery} terms {self.terms}"
+    def __str__(self): return ", ".join(f"#{j} x" + f"{q:.4f}".rstrip("0").rstrip(".") for j, q in zip(self.products, self.quantity)) + f" @ {self.price:.4f} delivery {self.delivery} terms {self.terms}"
 
 _LINE, _REST = re.compile(r"\s*#(\d{1,6}) x(\d+(?:\.\d+)?)\s*"), re.compile(r"\s*(\d+(?:\.\d+)?)(?: delivery (\d{1,4}))?(?: terms (\d{1,4}))?\s*")
 
