@@ -1,6 +1,7 @@
 """Are planted laws found? Five laws of economics with noise, 300 rows each: is the right form, whatever its constants, on the front of `search_rules`, and is it the chosen rule?
 
     python benchmarks/rules.py [--noise .01 .05 .2] [--seeds 0 1] [--gplearn PYTHON] [--results FILE]
+    python benchmarks/rules.py --noise --panels DIR [DIR ...] --model DIR [--results FILE]
 
 A rule has the form of a law if some constants make the law agree with it to a millionth of its spread on the rows of the table. The last line is JSON.
 """
@@ -8,7 +9,13 @@ import argparse, ast, json, subprocess, time
 from pathlib import Path
 import numpy as np, pandas as pd, sympy as sp
 from scipy.optimize import least_squares
+from malles.evaluation import trial_markets
 from malles.folders import replace_file
+from malles.market import Market, fold_of
+from malles.occasions import mean_field, with_popularity
+from malles.posttraining import PostTrained
+from malles.rulechoice import RuleChoice
+from malles.tastes import with_facts
 from malles.formulas import shortened, value, written
 from malles.rules import search_rules
 from malles.trials import open_trial
@@ -79,7 +86,40 @@ def one(name, noise, seed, gplearn):
     return row
 
 
+def distilled(path, model):
+    "A rule distilled from post-trained models on customers of folds 1 to 4, beside its teacher on those of fold 0."
+    trial = trial_markets(Market.read(path), customers=500)[0]                      # at most so many customers: the teacher is slow
+    occasions = trial.occasions
+    out = fold_of(trial.source, occasions.customers)[occasions.customer] == 0
+    look = with_popularity(occasions, mean_field(occasions[~out]), counted=occasions[~out])
+    teacher = PostTrained(model).fit(look[~out])
+    student = RuleChoice(teacher).distil(look[~out], teacher.predict(look[~out]).choice)
+    asked = look[out]
+    start = time.perf_counter(); told = teacher.predict(asked).choice; slow = len(asked) / (time.perf_counter() - start)
+    seen = with_facts(asked, student.facts)
+    start = time.perf_counter(); student.alone(asked); whole = len(asked) / (time.perf_counter() - start)
+    alone, many = student.alone(seen), 20
+    start = time.perf_counter()
+    for _ in range(many): student.alone(seen)
+    fast = many * len(asked) / (time.perf_counter() - start)
+    kept, same, n = ~student.doubts(alone), alone.argmax(1) == told.argmax(1), np.arange(len(asked))
+    loss = lambda p, where: float(-np.log(np.maximum(p[n, asked.chosen], 1e-12))[where].mean())
+    return dict(market=trial.name, decisions=len(asked), rule=str(student.book.rule), nodes=int(student.book.front.nodes[student.book.front.chosen].item()), raw_agreement=float(same.mean()), agreement=float(same[kept].mean()), handed_back=float(1 - kept.mean()),
+        kept_loss_rule=loss(alone, kept), kept_loss_teacher=loss(told, kept), loss_rule=loss(alone, n >= 0), loss_teacher=loss(told, n >= 0), teacher_per_second=slow, rule_per_second=fast, rule_per_second_with_tastes=whole)
+
+
 def main(a):
+    out = json.loads(a.results.read_text()) if a.results and a.results.exists() else {}   # parts that this run leaves out stay
+    if a.noise: out |= planted_laws(a)
+    if a.panels:
+        rows = []
+        for path in a.panels: rows.append(distilled(path, a.model)); print(rows[-1], flush=True)
+        out |= dict(distilled=rows, agreement=min(r["agreement"] for r in rows), most_handed_back=max(r["handed_back"] for r in rows), worst_kept_loss_ratio=max(r["kept_loss_rule"] / r["kept_loss_teacher"] for r in rows), rule_vs_model_speed=min(r["rule_per_second"] / r["teacher_per_second"] for r in rows))
+    if a.results: replace_file(a.results, lambda p: Path(p).write_text(json.dumps(out, indent=1) + "\n"))
+    print(json.dumps({k: v for k, v in out.items() if k not in ("rows", "distilled")}))
+
+
+def planted_laws(a):
     rows, by_noise = [], {}
     for noise in a.noise:
         for name in LAWS:
@@ -89,14 +129,14 @@ def main(a):
         some = [r for r in rows if r["noise"] == noise]
         by_noise[str(noise)] = dict(recovered=sum(r["on_front"] for r in some), chosen=sum(r["chosen"] for r in some), of=len(some), slowest_seconds=max(r["seconds"] for r in some), slowest_cpu_seconds=max(r["cpu_seconds"] for r in some))
         if a.gplearn: by_noise[str(noise)] |= dict(gplearn=sum(r["gplearn"] for r in some), gplearn_slowest_seconds=max(r["gplearn_seconds"] for r in some))
-    out = dict(by_noise=by_noise)
+    out = dict(rows=rows, by_noise=by_noise)
     if len(a.seeds) == 2 and .05 in a.noise: out["recovered_of_10"] = by_noise["0.05"]["recovered"]
-    if a.results: replace_file(a.results, lambda p: Path(p).write_text(json.dumps(dict(rows=rows, **out), indent=1) + "\n"))
-    print(json.dumps(out))
+    return out
 
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--noise", nargs="+", type=float, default=[.05]); p.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    p.add_argument("--gplearn", help="an interpreter that has gplearn, to run beside"); p.add_argument("--results", type=Path)
+    p.add_argument("--noise", nargs="*", type=float, default=[.05]); p.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    p.add_argument("--gplearn", help="an interpreter that has gplearn, to run beside"); p.add_argument("--panels", nargs="*", help="market folders, for a rule distilled from --model"); p.add_argument("--model", help="folder of malles posttrain")
+    p.add_argument("--results", type=Path)
     main(p.parse_args())
