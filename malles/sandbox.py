@@ -74,21 +74,29 @@ class Sandbox:
             if hasattr(again, "setting"): again.settings = [again.setting]                # what was tuned stays
             yield again.fit(train[np.repeat(np.arange(len(train)), count[train.customer])])
 
-    def run(self, *what_ifs)->Outcome:
-        "What is bought where all these hold; without any, what is bought now."
-        return self.runs(what_ifs)[0]
+    def run(self, *what_ifs, **engine)->Outcome:
+        "What is bought where all these hold; without any, what is bought now. `engine` as in `runs`."
+        return self.runs(what_ifs, **engine)[0]
 
-    def runs(self, *scenarios)->list:  # of Outcome
+    def runs(self, *scenarios,
+        engine:str="local",  # or ray: through an actor pool
+        **pool,              # as `malles.scale.ByRay` takes: folder, workers, chunk
+    )->list:                 # of Outcome
         "Several scenarios, each a tuple of what-ifs, at once."
+        if engine not in ("local", "ray"): raise ValueError(f"engine must be local or ray, got {engine!r}")
+        if engine == "ray":
+            from malles.scale import ByRay                                                 # a later room, and an extra
+            by = lambda model: ByRay(model, **pool)
+        else: by = lambda model: model
         if self.social and any(isinstance(w, NewProduct) for s in scenarios for w in s): raise ValueError("what a crowd will see of a new product is not known: ask about it with social=False")
         shelves = [Shelf(self.occasions, s) for s in ([()] if self._now is None else []) + [*scenarios]]
         for column in sorted({c for s in scenarios for w in s for c in w.reads} - self._read):
             must_read(self.model, self.occasions, column)
             self._read.add(column)
-        choices, sums, pieces = zip(*self._tell(self.model, shelves))
+        choices, sums, pieces = zip(*self._tell(by(self.model), shelves))
         totals = [self.counts @ s for s in sums]                                          # (4, 1+draws, products)
         for b, model in enumerate(self.refits, 1):
-            for total, (_, s, _) in zip(totals, self._tell(model, shelves)): total[:, b] = self.counts[b] @ s
+            for total, (_, s, _) in zip(totals, self._tell(by(model), shelves)): total[:, b] = self.counts[b] @ s
         out = []
         for told in zip(shelves, choices, totals, pieces):
             out.append(self._outcome(*told))
