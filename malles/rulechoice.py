@@ -19,14 +19,14 @@ from .rules import search_rules
 # %% ../nbs/42_rulechoice.ipynb #1c69c762
 def shelf_columns(
     occasions:Occasions,  # with facts
-    standing=None,        # (products,) the teacher's mean utility of each; None: not known yet
+    standing,             # (products,) the teacher's mean utility of each
+    names=None,           # None: all
 )->dict:                  # name -> (n, J) differences from the shelf's mean, 0 where unknown
     "What a rule may read of an alternative."
     mask, get = occasions.mask, lambda k: occasions.column(k).astype(float)[:, None]
-    own = dict(crowd=np.log(np.where(mask, crowd_share(occasions), np.nan)), taste=occasions.alternative("taste"), move=get("own_response") * (occasions.alternative("usual_price").astype(float) - log_price(occasions)),
-        deal=occasions.alternative("discount"), display=shown(occasions), last=occasions.alternative("last") * occasions.ordered)
-    if standing is not None: own["standing"] = standing[np.maximum(occasions.product, 0)]
-    return {name: _centred(np.asarray(v, float), mask) for name, v in own.items()}
+    read = dict(crowd=lambda: np.log(np.where(mask, crowd_share(occasions), np.nan)), taste=lambda: occasions.alternative("taste"), move=lambda: get("own_response") * (occasions.alternative("usual_price").astype(float) - log_price(occasions)),
+        deal=lambda: occasions.alternative("discount"), display=lambda: shown(occasions), last=lambda: occasions.alternative("last") * occasions.ordered, loyalty=lambda: occasions.alternative("loyalty"), standing=lambda: standing[np.maximum(occasions.product, 0)])
+    return {name: _centred(np.asarray(read[name](), float), mask) for name in (read if names is None else names)}
 
 def _centred(x, mask):
     known = mask & np.isfinite(x)
@@ -43,7 +43,7 @@ class RuleChoice(ChoiceModel):
     def __init__(self,
         teacher:ChoiceModel,
         agree:float=.95,      # of the first choices that are not handed back, on the customers that set the bound
-        most:float=.25,       # share handed back at the most, on these
+        most:float=.2,        # share handed back at the most, on these
         seconds:float=60.,    # of search
         seed:int=0,
     ): self.teacher, self.agree, self.most, self.seconds, self.seed, self.name = teacher, agree, most, seconds, seed, f"rule of {teacher.name}"
@@ -83,8 +83,9 @@ class RuleChoice(ChoiceModel):
         return self
 
     def _utility(self, seen):  # (n, J)
-        columns = shelf_columns(seen, self.standing)
-        return np.broadcast_to(value(self.book.rule, {s: columns[c] for s, c in self.book.trial.symbols.items()}), seen.mask.shape)
+        symbols = {s: c for s, c in self.book.trial.symbols.items() if s in self.book.rule.free_symbols}
+        columns = shelf_columns(seen, self.standing, list(symbols.values()))
+        return np.broadcast_to(value(self.book.rule, {s: columns[c] for s, c in symbols.items()}), seen.mask.shape)
 
     def alone(self, occasions:Occasions, mu=None)->np.ndarray:  # (n, J)
         "What the rule says by itself."

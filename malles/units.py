@@ -21,7 +21,8 @@ def unit_of(
 )->dict:       # word -> exponent, without zeros
     "A unit as exponents. Raises ValueError for what is not words joined by * and /."
     powers = {}
-    for sign, factor in re.findall(r"([*/]?)([^*/]*)", text.replace(" ", ""))[:-1]:
+    signed = ["*", *re.split(r"([*/])", text.replace(" ", ""))]
+    for sign, factor in zip(signed[::2], signed[1::2]):
         found = re.fullmatch(r"(?:1|([A-Za-z]\w*)(?:\^(-?\d+(?:\.\d+)?))?)", factor)
         if not found: raise ValueError(f"a unit is made of words joined by * and /, with ^ for powers, as money/pieces; got {text!r}")
         if found[1]: powers[found[1]] = powers.get(found[1], 0) + (-1 if sign == "/" else 1) * float(found[2] or 1)
