@@ -17,7 +17,7 @@ import numpy as np, pandas as pd
 from .formulas import nodes, shortened, value, written
 from .units import ratios
 from .spelling import latex
-from .engines import OPERATORS, families, operon, outside, pysr_command
+from .engines import LONGEST, OPERATORS, families, operon, outside, pysr_command
 from .trials import open_trial, tried
 from .rulebook import RuleBook
 
@@ -82,5 +82,5 @@ def search_rules(
             for form in dict.fromkeys([f.form, _from_zero(f.form)]): passed.append(shortened(trial.refit(form), seen, y, trial.groups[trial.rows], trial.allowed))
     except KeyboardInterrupt: complete = False
     forms = [f.form for f in passed] or [f.form for f in fits] or [builders[0]()]
-    different = {latex(f, trial.symbols): f for f in forms}
+    different = {latex(f, trial.symbols): f for f in forms if nodes(f) <= LONGEST} or {"": builders[0]()}
     return RuleBook(trial, tuple(tried(trial, f, engine) for f in different.values()), complete)

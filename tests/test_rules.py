@@ -17,7 +17,7 @@ def table(seed=0, n=300, noise=.05):
 
 @pytest.fixture(scope="module")
 def newsvendor():
-    return search_rules(table(), "order", signs=dict(mean=1, cost=-1), seconds=60)
+    return search_rules(table(), "order", signs=dict(mean=1, cost=-1), seconds=600)
 
 
 def test_newsvendor_with_exponential_demand_is_chosen(newsvendor):
@@ -32,7 +32,7 @@ def test_newsvendor_with_exponential_demand_is_chosen(newsvendor):
 
 
 def test_search_repeats_by_seed(newsvendor):
-    again = search_rules(table(), "order", signs=dict(mean=1, cost=-1), seconds=60)
+    again = search_rules(table(), "order", signs=dict(mean=1, cost=-1), seconds=600)
     assert again.front.equals(newsvendor.front) and again.coefficients.equals(newsvendor.coefficients)
 
 
@@ -40,7 +40,7 @@ def test_a_discount_counts_from_a_threshold_on():
     rng = np.random.default_rng(0)
     t = pd.DataFrame(dict(depth=rng.uniform(0, .5, 300), age=rng.uniform(20, 70, 300)))
     t["uplift"] = 3 * np.maximum(0, t.depth - .15) + .02 * rng.normal(size=300)
-    book = search_rules(t, "uplift", seconds=60)
+    book = search_rules(t, "uplift", seconds=600)
     said = book.predict(pd.DataFrame(dict(depth=[0., .1, .2, .3, .5], age=40.)))
     assert np.allclose(said, [0, 0, .15, .45, 1.05], atol=.03), book.rule
     assert book.rule.has(sp.Max) and len(book.rule.free_symbols) == 1
@@ -77,7 +77,7 @@ def test_a_constant_is_a_rule_and_a_demanded_sign_is_kept():
     book = search_rules(table().assign(order=7.), "order")
     assert float(book.rule) == 7 and len(book.front) == 1 and (book.predict(table()) == 7).all()
     with pytest.raises(ValueError, match="signs are"): search_rules(table(), "order", signs=dict(price="down"))
-    wrong = search_rules(table(n=60), "order", ["mean"], signs=dict(mean=-1), seconds=20)
+    wrong = search_rules(table(n=60), "order", ["mean"], signs=dict(mean=-1), seconds=600)
     assert (wrong.front.form.map(lambda f: not f.free_symbols)).all() and (wrong.evidence.verdict == "rejected").any()
 
 
@@ -86,5 +86,5 @@ def test_the_unit_of_measurement_does_not_matter(scale):
     rng = np.random.default_rng(0)
     t = pd.DataFrame(dict(price=rng.uniform(1, 5, 60)))
     t["quantity"] = 20 / t.price * np.exp(.02 * rng.normal(size=60))
-    said = search_rules(t * scale, "quantity", seconds=60).predict(t.head() * scale)
+    said = search_rules(t * scale, "quantity", seconds=600).predict(t.head() * scale)
     assert np.allclose(said / scale, 20 / t.price.head(), rtol=.05)
