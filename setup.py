@@ -19,7 +19,7 @@ setup(
     keywords=[k.strip() for k in cfg["keywords"].split(",")],
     long_description=readme.read_text(encoding="utf-8") if readme.exists() else "", long_description_content_type="text/markdown",
     python_requires=f">={cfg['min_python']}", install_requires=lines("requirements"),
-    extras_require={"dev": lines("dev_requirements"), "negotiation": lines("negotiation_requirements")},
+    extras_require={"dev": lines("dev_requirements"), "negotiation": lines("negotiation_requirements"), "ray": lines("ray_requirements")},
     packages=find_packages(include=["malles", "malles.*"]),
     package_data={"malles": ["weights/**/*"]}, include_package_data=False,
     data_files=[(f"share/malles/{folder}", [p for p in samples if str(Path(p).parent) == folder]) for folder in folders],
