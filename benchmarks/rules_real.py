@@ -2,8 +2,8 @@
 
     python benchmarks/rules_real.py --data DIR [--results FILE]
 
-The target is a logarithm, so errors are shares. Every column is taken within its store and product: the log less its mean over the first rows of that store and product (brand, account), so that a rule speaks of
-changes, not of sizes; wholesale is not centred. Held out: stores or weeks in blocks for demand, customers for wholesale. Explained deviance is that of the Gaussian, 1 - S/S0, on the same held-out rows for both.
+The target is a logarithm, so errors are shares. Every column is taken within its store and product: the log less its mean over all rows of that store and product (brand, account), held-out ones included, so that a rule speaks of
+changes, not of sizes (its intercepts are not foreseen, for the rule and for LightGBM alike); wholesale is not centred. LightGBM has fixed settings. Held out: stores or weeks in blocks for demand, customers for wholesale. Explained deviance is that of the Gaussian, 1 - S/S0, on the same held-out rows for both.
 The last line is JSON.
 """
 import argparse, json, time
