@@ -81,11 +81,13 @@ class Fit:
     body:object        # SymPy, a dummy for each number
     numbers:dict       # dummy -> number
     squares:float      # sum of squared errors; infinite where the formula cannot be computed
-    spread:np.ndarray  # (numbers,) robust standard errors
+    covariance:np.ndarray  # (numbers, numbers) robust
     excess:np.ndarray  # (numbers,) robust over classical variance, at least 1
 
     @property
     def form(self): return lowered(self.body, self.numbers)  # SymPy
+    @property
+    def spread(self): return np.sqrt(np.diag(self.covariance).clip(0))  # (numbers,) robust standard errors
 
 def refit(
     form,         # SymPy
@@ -97,15 +99,16 @@ def refit(
     body, held = lifted(form)
     held, squares, error, slope = least_squares_of(body, held, columns, y)
     if squares < np.inf and not (np.abs(slope) < 1e100).all(): squares = np.inf  # at the edge of what can be computed
-    if not held or not np.isfinite(squares): return Fit(body, held, squares, np.zeros(len(held)), np.ones(len(held)))
+    if not held or not np.isfinite(squares): return Fit(body, held, squares, np.zeros((len(held),) * 2), np.ones(len(held)))
     inverse = np.linalg.pinv(slope.T @ slope, rcond=1e-12, hermitian=True)
     pull = slope * error[:, None]
     if groups is not None:
         order = np.argsort(groups, kind="stable")
         pull = np.add.reduceat(pull[order], np.flatnonzero(np.diff(groups[order], prepend=-1)), 0)
-    robust = np.diag(inverse @ (pull.T @ pull) @ inverse).clip(0)
+    covariance = inverse @ (pull.T @ pull) @ inverse
+    robust = np.diag(covariance).clip(0)
     classical = np.diag(inverse) * squares / max(1, len(y) - len(held))
-    return Fit(body, held, squares, np.sqrt(robust), np.maximum(1, robust / np.maximum(classical, 1e-300)))
+    return Fit(body, held, squares, covariance, np.maximum(1, robust / np.maximum(classical, 1e-300)))
 
 # %% ../nbs/40_formulas.ipynb #e5565961
 def _shorter(fit, n):
