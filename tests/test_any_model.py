@@ -14,7 +14,8 @@ from malles.consistency import shuffled
 from malles.contenders import reader
 from malles.digests import digest
 from malles.elicitation import LMChoice
-from malles.endpoints import SystemOne, Wire
+from malles.endpoints import SystemOne
+from malles.wire import Wire
 from malles.lm import LM
 from malles.runs import Store
 from malles.systemone import DecisionModel

@@ -14,7 +14,8 @@ from malles.asking import Asked
 from malles.chat import questions, quoted
 from malles.choicesets import build_occasions
 from malles.elicitation import LMChoice
-from malles.endpoints import SystemOne, Wire
+from malles.endpoints import SystemOne
+from malles.wire import Wire
 from malles.lm import LM
 from malles.occasions import Occasions, mean_field, with_popularity
 from malles.populations import simulate_population

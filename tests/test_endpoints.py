@@ -10,7 +10,8 @@ import pytest
 from malles.asking import Asked, Unread
 from malles.cached import Cached, timed
 from malles.chat import LETTERS
-from malles.endpoints import Endpoint, EndpointError, SystemOne, Wire, served
+from malles.endpoints import Endpoint, SystemOne, served
+from malles.wire import EndpointError, Wire
 from malles.lm import LM
 from malles.runs import Store
 from malles.validation import unseen_market
