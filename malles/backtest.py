@@ -16,6 +16,7 @@ from .values import as_markdown
 from .facts import mean_by
 from .occasions import Occasions, chosen_product, mean_field, with_popularity
 from .predictions import ChoiceModel
+from .intervals import conformal_score
 
 # %% ../nbs/33c_backtest.ipynb #b878822a
 def shares_by_period(
@@ -46,7 +47,7 @@ def price_changes(
     "The price changes of a log. Raises ValueError where there is none."
     if not least > 0: raise ValueError(f"least must be a positive share of the price, got {least}")
     t = sold.sort_values(["place", "product", "period"], ignore_index=True)
-    one, log = t.groupby(["place", "product"]), np.log(t.price)
+    one = t.groupby(["place", "product"])
     def steady(steps):  # the price differs from all of the next (or last) ones by less than `least`; NaN where the log does not say
         there, near = np.ones(len(t), bool), np.ones(len(t), bool)
         for s in steps:
@@ -79,10 +80,10 @@ def with_intervals(
         for of in np.unique(kind[k == now]):
             here, past = (k == now) & (kind == of), (k < now) & (kind == of)
             if past.sum() < FEWEST: past = k < now
-            rank = int(np.ceil((past.sum() + 1) * level - 1e-9))
-            if past.sum() < FEWEST or rank > past.sum(): continue
+            if past.sum() < FEWEST: continue
             tau2 = max(0., (error[past]**2 - v[past]).mean())
-            half[here] = np.sort(np.abs(error[past]) / np.sqrt(tau2 + v[past]))[rank - 1] * np.sqrt(tau2 + v[here])
+            score = conformal_score(np.abs(error[past]) / np.sqrt(tau2 + v[past]), level)
+            if np.isfinite(score): half[here] = score * np.sqrt(tau2 + v[here])
     return changes.assign(low=changes.foreseen - half, high=changes.foreseen + half)
 
 @dataclass(frozen=True, repr=False)

@@ -71,10 +71,10 @@ def price_plan(
         box = everywhere
         if ids is not None:
             here = everywhere.occasions[np.isin(everywhere.occasions.customers.astype(str), ids)[everywhere.occasions.customer]]
+            if not set(prices) <= set(here.products.product_id.to_numpy()[np.unique(here.product[here.mask]).astype(int)].astype(str)): continue   # not on offer there
             held = {c: v for c, v in (sold_lately(market, weeks, customers=ids) or {}).items() if v > 0}
             present = here.categories[np.unique(here.category)].astype(str)
             box = Sandbox(here, model, costs=everywhere.costs, volume=held if set(present) <= set(held) else None, seed=seed)
-            if not set(prices) <= set(here.products.product_id.to_numpy()[np.unique(here.product[here.mask]).astype(int)].astype(str)): continue   # not on offer there
         after = box.run(*[Price(product, price) for product, price in prices.items()])
         both = compare(after.now, after)
         table = both.table(level)

@@ -15,8 +15,8 @@ import numpy as np
 
 # %% ../nbs/34_scale.ipynb #b5c69955
 from .occasions import Occasions
-from .predictions import ChoiceModel, Predictions
-from .cached import Cached
+from .predictions import ChoiceModel
+from .cached import Cached, Relay
 from .runs import Store
 
 # %% ../nbs/34_scale.ipynb #33669083
@@ -32,7 +32,7 @@ class _Worker:
             else: self.model.what_if(part, [{k: v[a:a+self.chunk, :part.mask.shape[1]] for k, v in s.items()} for s in self.scenarios], self.mu)
         return dict(start=batch["start"])
 
-class ByRay(ChoiceModel):
+class ByRay(Relay):
     "A choice model whose answers come from an actor pool. The results are those of the model itself."
     def __init__(self,
         model:ChoiceModel,   # fitted
@@ -41,26 +41,13 @@ class ByRay(ChoiceModel):
         chunk:int=1000,      # occasions in a record: what a lost worker can cost
     ): self.model, self.folder, self.workers, self.chunk, self.name = model, folder, workers, chunk, model.name
 
-    def fingerprint(self): return self.model
-    def fit(self, occasions:Occasions)->"ByRay":
-        self.model.fit(occasions)
-        return self
-    def predict(self, occasions:Occasions, mu=None)->Predictions: return self._answers(occasions, None, mu)[0]
-
-    @property
-    def what_if(self):
-        "That of the model, where it has one."
-        self.model.what_if
-        return lambda occasions, scenarios, mu=None: self._answers(occasions, scenarios, mu) if scenarios else []
-
     def _answers(self, occasions, scenarios, mu):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray, ray.data
         with tempfile.TemporaryDirectory() as own:
             folder = str(Path(self.folder or own).resolve())
             if not ray.is_initialized(): ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-            full = None if scenarios is None else [dict(occasions.replace(**s).overrides) if s else {} for s in scenarios]
-            full = None if full is None else [{k: o[k] for k in s} for o, s in zip(full, scenarios)]
+            full = None if scenarios is None else [{k: view.overrides[k] for k in s} for s in scenarios for view in [occasions.replace(**s)]]
             context = ray.data.DataContext.get_current()
             context.enable_progress_bars = False
             starts = [dict(start=a) for a in range(0, len(occasions), self.chunk)]
