@@ -59,7 +59,7 @@ class Discussion(ChoiceModel):
         "The model as it reads views: the market's facts stand in them already."
         reader = copy(self.model)
         if hasattr(reader, "facts"): reader.facts = None
-        if hasattr(reader, "lm"): reader.seed = self.seed
+        if hasattr(reader, "orders"): reader.seed = self.seed                             # of the letters
         return reader
 
     def turn(self, occasions, role, round, rank, running):  # Turn

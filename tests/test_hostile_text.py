@@ -4,6 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from malles.asking import Asked, token_ids
+from malles.chat import LETTERS, described, questions
 from malles.discussion import Discussion
 from malles.elicitation import LMChoice
 from malles.lessons import seen_by
@@ -13,7 +15,6 @@ from malles.profiles import with_profiles
 from malles.retail import retail_table
 from malles.roles import Role
 from malles.shoppers import simulate
-from malles.spoken import ChatChoice, quoted, spoken
 from malles.transcripts import load, messages, parse_message, save, show
 from malles.wholesale import parse_wholesale
 from malles.words import parse_retail
@@ -53,18 +54,18 @@ def test_nano_is_not_moved_at_all(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def chat(tmp_path_factory): return ChatChoice(LM.from_pretrained(chat_checkpoint(tmp_path_factory.mktemp("chat"), "llama")))
+def chat(tmp_path_factory): return Asked(LM.from_pretrained(chat_checkpoint(tmp_path_factory.mktemp("chat"), "llama")))
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_a_chat_keeps_its_form(chat, text):
-    occasions = market(texts=[text] * len(HOSTILE))
-    content = spoken(occasions, 100, np.arange(4))
-    marks = [chat.lm.tokenizer.convert_tokens_to_ids(s) for s in ("<|im_start|>", "<|im_end|>")]
-    plain = sum(t in marks for t in chat.tokens_of("hello"))
-    assert sum(t in marks for t in chat.tokens_of(content)) == plain              # the turns are those of the template
-    assert content.count("\n") == 5 and len(content) < 3000 and all(c.isprintable() or c == "\n" for c in content)
-    assert [line[:2] for line in content.splitlines()[1:5]] == ["A:", "B:", "C:", "D:"]
+    asked, quiet = (questions(market(texts=[t] * len(HOSTILE))[[100]])[0][0] for t in (text, "a product"))
+    marks = [chat.reader.tokenizer.convert_tokens_to_ids(s) for s in ("<|im_start|>", "<|im_end|>")]
+    count = lambda q: sum(t in marks for t in token_ids(chat.reader.tokenizer, q))
+    assert count(asked) == count(quiet) == 3                                      # the turns are those of the template
+    content = asked.text
+    assert content.count("\n") == quiet.text.count("\n") and len(content) < 3000 and all(c.isprintable() or c == "\n" for c in content)
+    assert [line[:2] for line in content.splitlines()[-len(asked.lines) - 1:-1]] == [f"{l}." for l in LETTERS[:len(asked.lines)]]
 
 
 def test_a_chat_table_goes_on(chat, tmp_path, record_property):
@@ -86,4 +87,4 @@ def test_no_parse_breaks(text):
     assert parse_retail(text) is None and parse_wholesale(text) is None
     scores, _, reason = parse_message("#1 -0.2, #2 -1.8; " + text.replace(";", ""), 12)   # in the reason it is a reason
     assert set(scores) == {1, 2} and abs(np.exp(list(scores.values())).sum() - 1) < 1e-9
-    assert "\n" not in quoted(text) and len(quoted(text)) < 1300
+    assert "\n" not in described(text) and len(described(text)) < 1300
