@@ -963,6 +963,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'malles.roles._deal': ('roles.html#_deal', 'malles/roles.py'),
                               'malles.roles._fitting': ('roles.html#_fitting', 'malles/roles.py'),
                               'malles.roles.field_of': ('roles.html#field_of', 'malles/roles.py'),
+                              'malles.roles.places': ('roles.html#places', 'malles/roles.py'),
                               'malles.roles.shares': ('roles.html#shares', 'malles/roles.py'),
                               'malles.roles.view': ('roles.html#view', 'malles/roles.py')},
             'malles.rulebook': { 'malles.rulebook.RuleBook': ('rulebook.html#rulebook', 'malles/rulebook.py'),

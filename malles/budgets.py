@@ -16,7 +16,7 @@ from .occasions import Occasions
 from .tastes import MOMENTS
 from .words import SLOTS
 from .receipts import render, window
-from .roles import HABITS, Role, view
+from .roles import HABITS, Role, places, view
 
 # %% ../nbs/20b_budgets.ipynb #90d310f5
 def tokens_read(occasions:Occasions, seed:int=0):  # (n,)
@@ -37,7 +37,7 @@ def page(
     "As much as fits."
     wide, mask = rank.shape[1], occasions.mask                                     # a view of few occasions can be narrower
     rank = np.where(mask, rank[:, :mask.shape[1]], np.inf)
-    nth = np.argsort(np.argsort(rank, axis=1, kind="stable"), axis=1, kind="stable")
+    nth = places(rank)
     most, tokens = np.minimum(len(SLOTS), np.isfinite(rank).sum(1)), np.zeros(len(rank), int)
     open_ = np.flatnonzero(most > 0)
     while len(open_):

@@ -13,7 +13,7 @@ import numpy as np, pandas as pd
 
 # %% ../nbs/25_cognition.ipynb #d9cf00d0
 from .occasions import Occasions, chosen_product
-from .predictions import ChoiceModel, Predictions, popularity_of
+from .predictions import ChoiceModel, Predictions, popularity_of, softmax
 from .facts import log_price
 
 # %% ../nbs/25_cognition.ipynb #adf28853
@@ -51,9 +51,7 @@ def retrieval(
     noise:float=.3, threshold:float=-1.,
 ):                      # (n, J) what comes to mind; (n,) nothing does
     "Probabilities of retrieval."
-    u = np.hstack([B, np.full((len(B), 1), threshold)]) / noise
-    e = np.exp(u - u.max(1, keepdims=True))
-    p = e / e.sum(1, keepdims=True)
+    p = softmax(np.hstack([B, np.full((len(B), 1), threshold)]) / noise)
     return p[:, :-1], p[:, -1]
 
 # %% ../nbs/25_cognition.ipynb #035a2c14

@@ -17,7 +17,7 @@ from .predictions import ChoiceModel, Predictions
 from .facts import expected_share
 from .metrics import total_variation
 from .words import SLOTS
-from .roles import Role, shares, view
+from .roles import Role, places, shares, view
 from .budgets import page
 from .turns import Talk, Turn, decision, learned_trust, reasons, standing
 
@@ -91,7 +91,7 @@ class Discussion(ChoiceModel):
             for t in turns: done |= ~np.isnan(t.spread(t.score, shape)) & (t.role == role.name)
             return np.where((owner == self.helpers.index(role)) & ~done, place, np.inf)
         U, open_ = standing(turns, self.chair.name, shape)
-        best = lambda s, most: np.where((nth := np.argsort(np.argsort(np.where(np.isnan(s), np.inf, -s), axis=1, kind="stable"), axis=1, kind="stable")) < most, np.where(np.isnan(s), np.inf, nth), np.inf)
+        best = lambda s, most: np.where((nth := places(np.where(np.isnan(s), np.inf, -s))) < most, np.where(np.isnan(s), np.inf, nth), np.inf)
         alone = len(self.helpers) == 1
         rank = best(U, self.keep) - len(SLOTS)
         for k, q in enumerate(open_): rank = np.minimum(rank, best(q, len(SLOTS) - self.keep * (round > 0) if alone else self.keep) + k / 100)
