@@ -15,8 +15,7 @@ from malles.decisions import to_prompts, to_sft
 from malles.lm import LM
 from malles.occasions import mean_field, with_popularity
 from malles.profiles import with_profiles
-from malles.facts import market_facts
-from malles.tastes import with_facts
+from malles.tastes import market_facts, with_facts
 from malles.shoppers import sample_world, simulate
 from malles.trainer import ChoiceSFTConfig, ChoiceSFTTrainer
 

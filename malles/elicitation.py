@@ -14,8 +14,7 @@ import numpy as np
 # %% ../nbs/13_elicitation.ipynb #df33ac68
 from .occasions import Occasions, with_popularity
 from .predictions import ChoiceModel, Predictions, SUPPORT
-from .facts import market_facts
-from .tastes import with_facts
+from .tastes import market_facts, with_facts
 from .words import WORDS
 from .receipts import with_items
 from .lm import LM

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST', 'MarketFacts', 'log_price', 'row_mean', 'moves', 'shown', 'expected_share', 'crowd_share', 'surprise',
-           'leaning', 'match', 'tastes_together', 'mean_by', 'market_facts']
+           'leaning', 'match', 'tastes_together', 'mean_by', 'market_moments']
 
 # %% ../nbs/08_facts.ipynb #f92fabe2
 from dataclasses import dataclass
@@ -32,6 +32,8 @@ class MarketFacts:
     single:np.ndarray     # (categories,) share of purchases of one piece
     together:tuple        # per category: (K,) its most bought products, (K, K) how tastes for them go together, their mean variance being one
     categories:np.ndarray # (categories,) names
+    weights:np.ndarray=None # (categories, 12) of the terms of the guess, and
+    offset:np.ndarray=None  # (products,) nats: what notebook 08b adds to the moments
 
 def log_price(occasions:Occasions):  # (n, J), NaN where there is no price
     "Log of the prices; what is not positive counts as unknown."
@@ -158,8 +160,8 @@ def mean_by(code, value, size):  # (size,) means, NaN where there is none; (size
     n = np.bincount(code[ok], minlength=size)
     return np.divide(np.bincount(code[ok], value[ok], size), n, out=np.full(size, np.nan), where=n > 0), n
 
-def market_facts(occasions:Occasions)->MarketFacts:
-    "Facts of these (training) occasions, which carry profiles and popularity. Raises ValueError where there are none."
+def market_moments(occasions:Occasions)->MarketFacts:
+    "Moments of these (training) occasions, which carry profiles and popularity. Raises ValueError where there are none."
     if not len(occasions): raise ValueError(f"{occasions.market}: no training occasions to take facts from")
     code, C, P = occasions.product.astype(int), len(occasions.categories), len(occasions.products)
     usual, _ = mean_by(code.ravel(), log_price(occasions).ravel(), P)

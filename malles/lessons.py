@@ -15,8 +15,7 @@ import numpy as np, pandas as pd
 # %% ../nbs/16c_lessons.ipynb #90d6cb65
 from .market import fold_of
 from .occasions import Occasions, mean_field, with_popularity
-from .facts import market_facts
-from .tastes import as_stranger, with_facts
+from .tastes import as_stranger, market_facts, with_facts
 from .words import ITEMS, WORDS
 from .receipts import product_names, with_items
 from .lm import LM

@@ -11,8 +11,8 @@ import numpy as np, pandas as pd
 # %% ../nbs/42_rulechoice.ipynb #2cffcec6
 from .occasions import Occasions, with_popularity
 from .predictions import ChoiceModel, Predictions, softmax
-from .facts import crowd_share, log_price, market_facts, shown
-from .tastes import with_facts
+from .facts import crowd_share, log_price, shown
+from .tastes import market_facts, with_facts
 from .formulas import value
 from .rules import search_rules
 

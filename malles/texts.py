@@ -16,8 +16,7 @@ from .occasions import mean_field, with_popularity
 from .profiles import with_profiles
 from .worlds import in_kinds
 from .shoppers import TRAITS, pieces_probability, sample_world, simulate_market
-from .facts import market_facts
-from .tastes import with_facts
+from .tastes import OWN, market_facts, with_facts
 from .words import ID, SLOTS
 from .receipts import render, window
 
@@ -55,11 +54,13 @@ def sample_market(rng):  # (Occasions of the reading households, all columns on)
     if rng.random() < .9: occ = with_popularity(occ, mean_field(counted), counted)
     occ = with_profiles(occ)
     if rng.random() < .75:
-        occ = with_facts(occ[occ.customer >= others], market_facts(occ[occ.customer < others]))
+        occ = with_facts(occ[occ.customer >= others], market_facts(occ[occ.customer < others], most=2000))
         o, a, few = occ.log.occasion, occ.log.alternative, lambda v: hide(rng, v, .15)
         usual = few(a["usual_price"])
         own = {k: hide(rng, o[k], 1. * np.isnan(usual).all()) for k in ("market_response", "own_response", "own_response_seen")}  # known or unknown together
-        occ = occ.with_columns(own | {f"market_{k}": few(o[f"market_{k}"]) for k in FACTS}, dict(usual_price=usual, bulk=few(a["bulk"])))
+        told = {f"market_{k}": few(o[f"market_{k}"]) for k in FACTS}
+        own |= {f"own_{k}": np.where(np.isnan(told[f"market_{k}"]), np.nan, o[f"own_{k}"]) for k in OWN if k in FACTS}
+        occ = occ.with_columns(own | told, dict(usual_price=usual, bulk=few(a["bulk"])))
     return try_prices(occ[occ.customer >= others], rng)
 
 # %% ../nbs/12a_texts.ipynb #67944011

@@ -13,7 +13,7 @@ import pytest
 
 from malles.elicitation import LMChoice
 from malles.reading import packs, read_packs
-from malles.facts import market_facts
+from malles.tastes import market_facts
 from malles.lm import LM, WEIGHTS
 from malles.occasions import Occasions, mean_field, with_popularity
 from malles.network import Recipe, new_model

@@ -4,8 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from malles.facts import expected_share, market_facts
-from malles.tastes import with_facts
+from malles.facts import expected_share
+from malles.tastes import market_facts, with_facts
 from malles.occasions import Occasions, mean_field, with_popularity
 from malles.texts import sample_market
 from malles.profiles import with_profiles

@@ -4,12 +4,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from malles.facts import crowd_share, market_facts
+from malles.facts import crowd_share
 from malles.occasions import MeanField, Occasions, mean_field, with_popularity
 from malles.predictions import Dirichlet
 from malles.profiles import with_profiles
 from malles.shoppers import sample_world, simulate
-from malles.tastes import RunningTastes, guess, own_tastes, update, with_facts, worth
+from malles.tastes import AS_THEY_COME, RunningTastes, guess, market_facts, own_tastes, update, with_facts, worth
 from malles.texts import sample_market
 from malles.metrics import cross_entropy
 
@@ -23,42 +23,84 @@ def market(seed=0, ordered=True, **kw):
 @pytest.mark.parametrize("far", [.2, 1.5])
 @pytest.mark.parametrize("seed", range(6))
 def test_an_update_climbs_to_the_posterior_mode(seed, far):
-    "Against a general optimiser over all products of the category, of which only some are on offer."
+    "Against a general optimiser over all products of the category, of which only some are on offer, and a leaning that goes with prices."
     from scipy.optimize import minimize
     rng = np.random.default_rng(seed)
     n, K, J = 4, 6, 4
-    root = rng.standard_normal((n, K, K)) * rng.uniform(.3, 1.5)
-    P = root @ root.transpose(0, 2, 1) + .05 * np.eye(K)
+    root = rng.standard_normal((n, K + 1, K + 1)) * rng.uniform(.3, 1.5)
+    P = root @ root.transpose(0, 2, 1) + .05 * np.eye(K + 1)
     there = np.stack([rng.choice(K, J, replace=False) for _ in range(n)])
     v, x, y = rng.standard_normal((n, J)), far * rng.standard_normal((n, J)), rng.integers(0, J, n)
-    r, Q = np.full(n, 2.), np.full(n, .5)
-    side = np.take_along_axis(P, there[:, None], 2)
-    S = np.take_along_axis(side, there[..., None], 1)
-    a, gain, more, left = update(v, x, y, S, r, Q)
-    tastes, var = np.einsum("nkj,nj->nk", side, a), P - side @ gain @ side.transpose(0, 2, 1)
+    Z = np.concatenate([np.eye(K)[there], x[..., None]], 2)                  # (n, J, K + 1)
+    side = P @ Z.transpose(0, 2, 1)
+    a, gain = update(v, y, Z @ side)
+    moved, var = np.einsum("nkj,nj->nk", side, a), P - side @ gain @ side.transpose(0, 2, 1)
     for i in range(n):
         def loss(z):
-            u = v[i] + z[there[i]] + (z[K] - r[i]) * x[i]
-            return -(u[y[i]] - np.log(np.exp(u).sum())) + z[:K] @ np.linalg.solve(P[i], z[:K]) / 2 + (z[K] - r[i])**2 / (2 * Q[i])
-        start = np.r_[np.zeros(K), r[i]]
-        best = minimize(loss, start, tol=1e-10)
-        assert loss(np.r_[tastes[i], more[i]]) < best.fun + .02 * (loss(start) - best.fun) + 1e-4, i
-        p = np.exp(v[i] + best.x[there[i]] + (best.x[K] - r[i]) * x[i]); p /= p.sum()
-        info = np.zeros((K, K)); info[np.ix_(there[i], there[i])] = np.diag(p) - np.outer(p, p)
-        exact = np.linalg.inv(np.linalg.inv(P[i]) + info)
-        assert np.abs(var[i] - exact).max() < .1 * np.abs(exact).max() and left[i] <= Q[i] + 1e-12
+            u = v[i] + Z[i] @ z
+            return -(u[y[i]] - np.log(np.exp(u).sum())) + z @ np.linalg.solve(P[i], z) / 2
+        best = minimize(loss, np.zeros(K + 1), tol=1e-10)
+        assert loss(moved[i]) < best.fun + .02 * (loss(np.zeros(K + 1)) - best.fun) + 1e-4, i
+        p = np.exp(v[i] + Z[i] @ best.x); p /= p.sum()
+        exact = np.linalg.inv(np.linalg.inv(P[i]) + Z[i].T @ (np.diag(p) - np.outer(p, p)) @ Z[i])
+        assert np.abs(var[i] - exact).max() < .1 * np.abs(exact).max()
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_independent_tastes_rise_where_bought_and_fall_elsewhere(seed):
     rng = np.random.default_rng(seed)
     n, K = 4, 5
-    v, x, y = rng.standard_normal((n, K)), .2 * rng.standard_normal((n, K)), rng.integers(0, K, n)
-    P, r, Q = rng.uniform(.1, 1, (n, K)), np.full(n, 2.), np.full(n, .5)
+    v, y, P = rng.standard_normal((n, K)), rng.integers(0, K, n), rng.uniform(.1, 1, (n, K))
     S = P[:, :, None] * np.eye(K)
-    a, gain, more, left = update(v, x, y, S, r, Q)
+    a, gain = update(v, y, S)
     new, var = P * a, P - (S @ gain @ S)[:, range(K), range(K)]
-    for i in range(n): assert (var[i] < P[i]).all() and left[i] <= Q[i] and new[i][y[i]] > 0 and (np.delete(new[i], y[i]) < 0).all()
+    for i in range(n): assert (var[i] < P[i]).all() and new[i][y[i]] > 0 and (np.delete(new[i], y[i]) < 0).all()
+
+
+def crowd_that(seed=0, households=400, visits=12, **kw):
+    world = replace(sample_world(np.random.default_rng(seed), 4), priced=True, marked=True, **{**dict(drift=.2, shock=0., turnover=0., absent=0., empty=0., outside=-np.inf, habit=0., reference=0., ghosts=False), **kw})
+    occ, truth = simulate(world, households, visits, rng=seed)
+    half = occ[occ.customer < households // 2]
+    occ = with_profiles(with_popularity(occ, mean_field(half), half))
+    return occ[occ.customer < households // 2], occ[occ.customer >= households // 2], truth
+
+
+def test_the_weights_are_what_the_parts_were_worth():
+    "Against a general optimiser; they lower the loss of strangers, and with few customers they stay where they were."
+    from scipy.optimize import minimize
+    from malles.tastes import GIVE, _terms
+    seen, strangers, _ = crowd_that(3, spread=1.5, price=4., price_spread=.6)
+    facts = market_facts(seen)
+    taste, lean, _ = own_tastes(seen, facts)
+    T = _terms(seen, np.where(seen.mask, taste[seen._grid[0]], np.nan), lean[seen.rows], facts.usual)
+    onto = np.eye(4)[seen.product.astype(int)]
+    base, i = np.log(crowd_share(seen)), np.arange(len(seen))
+    def loss(z):
+        u = base + T @ z[:12] + onto @ z[12:]
+        return -(u[i, seen.chosen] - np.log(np.exp(u).sum(1))).sum() + (((z[:12] - AS_THEY_COME) / GIVE)**2).sum() / 2 + ((z[12:] / .3)**2).sum() / 2
+    found = np.r_[facts.weights[0], facts.offset]
+    assert loss(found) < minimize(loss, found, tol=1e-8).fun + 1e-3 and loss(found) < loss(np.r_[AS_THEY_COME, np.zeros(4)]) - 5
+    as_they_come = replace(facts, weights=AS_THEY_COME[None], offset=np.zeros(4))
+    true = strangers.alternative("true_probability", 0.)
+    weighed, plain = (cross_entropy(true, guess(with_facts(strangers, f))).mean() for f in (facts, as_they_come))
+    assert weighed < plain - .003
+    two = market_facts(seen[seen.customer < 2])
+    assert np.abs(two.weights[0] - AS_THEY_COME).max() < np.abs(facts.weights[0] - AS_THEY_COME).max()
+
+
+def test_a_household_that_follows_prices_is_told_from_one_that_likes_what_is_cheap():
+    "The leaning towards low prices follows the household's true coefficient."
+    seen, strangers, truth = crowd_that(5, households=300, visits=30, spread=1.2, price=4., price_spread=.8)
+    read = with_facts(strangers, market_facts(seen))
+    last = np.flatnonzero(np.r_[read.customer[1:] != read.customer[:-1], True])
+    assert np.corrcoef(np.log(read.column("own_response")[last] + .05), np.log(truth.tastes[0].price[read.customer[last]]))[0, 1] > .5
+    assert (read.column("own_response") >= 0).all() and (read.column("own_response_seen")[last] > 0).all()
+
+
+def test_only_so_many_purchases_teach_the_weights_and_always_the_same():
+    seen, _, _ = crowd_that(1)
+    a, b, c = market_facts(seen, 300), market_facts(seen, 300), market_facts(seen)
+    assert np.array_equal(a.weights, b.weights) and not np.array_equal(a.weights, c.weights) and np.array_equal(a.usual, c.usual)
 
 
 def test_tastes_that_go_together_are_found():
@@ -121,7 +163,7 @@ def test_households_are_followed_alike_alone_in_parts_and_without_the_others():
     for a, b in zip(whole, parts): assert np.array_equal(a, b)
     some = occ[occ.customer % 7 == 3]
     assert np.allclose(guess(with_facts(some, facts)), guess(with_facts(occ, facts))[occ.customer % 7 == 3])
-    assert np.isnan(own_tastes(some, facts)[1]).sum() == (occ.customer % 7 != 3).sum()
+    assert np.isnan(own_tastes(some, facts)[2]).sum() == (occ.customer % 7 != 3).sum()
 
 
 def test_a_dearer_product_is_worth_less_and_others_as_much():
