@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np, pandas as pd
 
 # %% ../nbs/41b_rulebook.ipynb #943c182e
-from .formulas import least_squares_of, lifted, nodes, value
+from .formulas import fitted, lifted, nodes, value
 from .units import unit_text, units_of_numbers
 from .spelling import formula, latex, python_source, spreadsheet
 from .trials import Trial, mean_error, open_trial, tried
@@ -25,7 +25,6 @@ class RuleBook:
     trial:Trial
     tried:tuple    # of Tried, in the order in which they came
     complete:bool  # False: the clock or the user ended the search, a repeat may differ
-    draws = 100    # of the bootstrap
 
     @cached_property
     def front(self)->pd.DataFrame:
@@ -62,19 +61,13 @@ class RuleBook:
 
     @cached_property
     def coefficients(self)->pd.DataFrame:
-        "Numbers of the chosen rule: where they stand, written (as in the rule), estimate (fitted again), low, high (90 %, the search itself is not repeated), unit."
+        "Numbers of the chosen rule: where they stand, written (as in the rule), estimate (halves in exponents fitted again, too), low, high (99 %, the search itself is not repeated), unit."
         trial, (body, held) = self.trial, lifted(self.rule, rounded=True)
-        rng, seen, y, groups = np.random.default_rng(0), trial.seen, trial.y[trial.rows], trial.groups[trial.rows]
-        order = np.argsort(groups, kind="stable")
-        of = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
-        numbers, drawn = least_squares_of(body, held, seen, y)[0], []
-        for _ in range(self.draws if held else 0):
-            at = np.concatenate([of[i] for i in rng.integers(len(of), size=len(of))])
-            drawn.append(list(least_squares_of(body, numbers, {s: v[at] for s, v in seen.items()}, y[at])[0].values()))
-        low, high = np.quantile(drawn, [.05, .95], axis=0) if held else ([], [])
+        fit = fitted(body, held, trial.seen, trial.y[trial.rows], trial.groups[trial.rows])
+        estimate = np.array(list(fit.numbers.values()))
         where = [min((e for e in _parts(body) if d in e.args), key=nodes, default=d) for d in held]
         units = dict.fromkeys(held) if trial.units is None else units_of_numbers(body, held, trial.units, trial.unit)
-        return pd.DataFrame(dict(where=[str(w.xreplace(dict(zip(held, map(_named, held))))) for w in where], written=list(held.values()), estimate=list(numbers.values()), low=low, high=high, unit=["" if u is None else unit_text(u) for u in units.values()]), index=[d.name for d in held])
+        return pd.DataFrame(dict(where=[str(w.xreplace(dict(zip(held, map(_named, held))))) for w in where], written=list(held.values()), estimate=estimate, low=estimate - fit.reach, high=estimate + fit.reach, unit=["" if u is None else unit_text(u) for u in units.values()]), index=[d.name for d in held])
 
     def predict(self, table:pd.DataFrame)->np.ndarray:  # (rows,)
         "What the chosen rule says for the rows of a table with the same columns."
