@@ -76,7 +76,7 @@ def gplearn_form(python, table, seed):
 def one(name, noise, seed, gplearn):
     table = planted(name, noise, seed)
     start, cpu = time.perf_counter(), time.process_time()
-    book = search_rules(table, "y", seed=seed, seconds=60)
+    book = search_rules(table, "y", seed=seed)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     said = lambda form, trial: np.broadcast_to(value(form, trial.columns), len(table)).astype(float)
     right = np.array([has_form(said(f, book.trial), name, table) for f in book.front.form])
