@@ -6,9 +6,10 @@ import sympy as sp
 from malles import engines, rules
 from malles.engines import OPERATORS, families, outside, pysr_command
 from malles.formulas import refit, shortened, value
+from malles.rulebook import RuleBook
 from malles.rules import search_rules
 from malles.spelling import formula, latex, python_source, spreadsheet
-from malles.trials import open_trial
+from malles.trials import open_trial, tried
 from malles.units import add_up, unit_of, unit_text
 
 X, Y = sp.symbols("x y", positive=True)
@@ -158,3 +159,11 @@ def test_a_search_does_not_depend_on_the_clock(monkeypatch):
     monkeypatch.setattr(rules, "operon", lambda *job: (time.sleep(.5), slow(*job))[1])
     again = search_rules(small(), "quantity", ["price"], operators=("add", "mul"))
     assert again.complete and again.front.equals(quick.front)
+
+
+def test_a_longer_rule_that_gains_next_to_nothing_is_dropped_with_a_reason():
+    book = search_rules(small(), "quantity", ["price"], operators=("add", "mul")).consider("10.0 / price", source="a model")
+    for power in (-1.000000001, -.999999999):                                 # one of them errs less, by a hair
+        form = book.rule * next(iter(book.rule.free_symbols))**sp.Float(power + 1)
+        late = RuleBook(book.trial, (*book.tried, tried(book.trial, form, "late")), True)
+        assert late.evidence.verdict.iloc[-1] == "dropped" and "no longer" in late.evidence.reason.iloc[-1]
