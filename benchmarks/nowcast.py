@@ -2,7 +2,8 @@
 
     python benchmarks/nowcast.py --markets ../shared/data/tafeng [../shared/data/panels/margarine ...] [--models running-tastes transfer-logit loyalty-logit nano] [--last 6] [--skip 0] [--customers N] [--seeds 10] [--results FILE]
 
-Nowcast: every period sees what was bought until the one before, and the map of calibration is fitted on that one. Forecast: from the first tested period on, shares and pasts are the simulation's own.
+Nowcast: every period sees what was bought until the one before, and the map of calibration is fitted on that one; with the mean field, as it looks from a period later (so that last period's surprise is not counted twice). Forecast: from the first tested period on, shares and pasts are the simulation's own.
+A model that does not say how many pieces are taken is asked beside `quantity-hurdle`, fitted on the same periods; `pieces_error`: mean absolute error of the mean number of pieces of a category and period.
 Window and shrinkage are picked on the three periods before the tested ones. A market without dates is read by rounds (the k-th occasion of a customer), those with at least 100 purchases. The last line is JSON.
 """
 import argparse, json, os, time, warnings
@@ -23,12 +24,13 @@ from malles.market import read_market
 from malles.metrics import choice_scores, clustered_mean
 from malles.occasions import category_of, mean_field, with_popularity
 from malles.periods import counts_of, forward, lagged, period_of, sight
-from malles.predictions import Predictions
+from malles.counts import QuantityHurdle
+from malles.predictions import SUPPORT, Predictions
 from malles.tastes import RunningTastes
 from malles.transfer import TransferLogit
 
 MODELS = {"running-tastes": RunningTastes, "transfer-logit": TransferLogit, "loyalty-logit": lambda: LoyaltyLogit(columns=CROWD), "nano": LMChoice.nano}
-WINDOWS, STRENGTHS = (1, 2, 4), (10., 30., 100.)
+WINDOWS, STRENGTHS = (1, 2, 4), (3., 10., 30., 100.)
 CELLS = {"neither": (False, False), "mean field": (True, False), "calibration": (False, True), "both": (True, True)}
 
 
@@ -38,22 +40,31 @@ class Weeks:
         self.period, self.make, self.first = period, make, first
         before = period[occasions.rows] < first
         static = with_popularity(occasions, mean_field(occasions[before]), counted=occasions[before])
-        self.views = {w: v.with_columns(dict(week=period)) for w, v in {None: static, **{w: lagged(occasions, period, w) for w in WINDOWS}}.items()}
+        dated = lambda o: o.with_columns(dict(week=period))
+        self.views = {None: dated(static), **{w: dated(lagged(occasions, period, w)) for w in WINDOWS}}
+        self.later = {None: self.views[None], **{w: dated(lagged(occasions, period, w, later=1)) for w in WINDOWS}}
+        self.quantity = QuantityHurdle().fit(static[before])
         self.models, self.told = {}, {}
-    def of(self, window, k): return self.views[window][self.period[self.views[window].rows] == k]
     def model(self, window):
         view = self.views[window]
         k = self.period[view.rows]
         if window not in self.models: self.models[window] = self.make().fit(view[(k < self.first) & (k >= 1)])   # nobody sees anything in the first period
         return self.models[window]
-    def plain(self, window, k):
-        if (window, k) not in self.told: self.told[window, k] = self.model(window).predict(self.of(window, k))
-        return self.told[window, k]
+    def foreseen(self, window, k, later=False):
+        "Predictions and occasions of a period, as seen then or from a period later."
+        if window is None: later = False
+        if (window, k, later) not in self.told:
+            view = (self.later if later else self.views)[window]
+            here = view[self.period[view.rows] == k]
+            told = self.model(window).predict(here)
+            self.told[window, k, later] = (told if told.quantity is not None else replace(told, quantity=self.quantity.predict(here).quantity, support=SUPPORT)), here
+        return self.told[window, k, later]
     def predict(self, k, window=None, strength=None):
-        return self.plain(window, k) if strength is None else self.map(k - 1, window, strength)(self.plain(window, k), self.of(window, k))
+        told, here = self.foreseen(window, k)
+        return told if strength is None else self.map(k - 1, window, strength)(told, here)
     def map(self, k, window, strength):
         "From what is foreseen of one period to what was bought in it."
-        return fit_map(self.plain(window, k), self.of(window, k), ("temperature", "bias"), strength=strength)
+        return fit_map(*self.foreseen(window, k, later=True), strength=strength)
 
 
 def kl_of(predictions, occasions):  # (groups,) nats, (groups,) purchases
@@ -64,7 +75,7 @@ def kl_of(predictions, occasions):  # (groups,) nats, (groups,) purchases
 def pick(weeks, periods, crowd, calibrated):
     "Window and strength of least KL in periods that are not tested."
     def loss(setting):
-        parts = [kl_of(weeks.predict(k, *setting), weeks.of(setting[0], k)) for k in periods]
+        parts = [kl_of(weeks.predict(k, *setting), weeks.foreseen(setting[0], k)[1]) for k in periods]
         return np.average(np.concatenate([p[0] for p in parts]), weights=np.concatenate([p[1] for p in parts]))
     tried = list(product(WINDOWS if crowd else (None,), STRENGTHS if calibrated else (None,)))
     return min(tried, key=loss) if len(tried) > 1 else tried[0]
@@ -78,9 +89,17 @@ def persistent(counts, occasions, period, k, window):
     return Predictions(s / s.sum(1, keepdims=True))
 
 
+def pieces_error(told, occasions):
+    "Mean absolute error of the mean pieces of a purchase, over categories, by their purchases."
+    if told.quantity is None: return {}
+    known = np.nan_to_num(occasions.quantity) >= 1
+    gap = np.where(known, (told.choice * told.expected_quantity()).sum(1) - np.nan_to_num(occasions.quantity), 0)
+    return dict(pieces_error=float(np.abs(np.bincount(occasions.category, gap)).sum() / known.sum()))
+
+
 def describe(told, weeks, tested, ground):
     "Figures of one row: predictions and occasions by period."
-    each = [divergences(replace(told[k], quantity=None), weeks[k], "week", ground=ground) for k in tested]
+    each = [divergences(told[k], weeks[k], "week", ground=ground) | pieces_error(told[k], weeks[k]) for k in tested]
     n = np.array([len(weeks[k]) for k in tested])
     out = {c: float(np.average([e[c] for e in each], weights=n)) for c in each[0]}
     out["kl_unweighted"] = float(np.mean(np.concatenate([kl_of(told[k], weeks[k])[0] for k in tested])))

@@ -52,13 +52,15 @@ def lagged(
     window:int=1,
     counts=None,      # (periods, products) to see instead of the log's own purchases; nobody's own are taken out of them
     prior:float=10.,
+    later:int=0,      # periods by which everybody looks later than he bought
 )->Occasions:
     "Occasions whose `popularity` is what the others bought in the periods before (W of them; 0: all)."
     L = occasions.log
     every = occasions.whole()
-    seen, add = sight(counts_of(every, period) if counts is None else counts, category_of(L.products), window, prior)
+    bought_in = counts_of(every, period) if counts is None else counts
+    seen, add = sight(np.vstack([bought_in, np.zeros((later, bought_in.shape[1]))]), category_of(L.products), window, prior)
     of, product = np.repeat(np.arange(len(L.offsets) - 1), np.diff(L.offsets)), L.alternative["product"].astype(np.int64)
-    k = period[of]
+    k = period[of] + later
     now = seen[k, product]
     if counts is None:
         code, T = chosen_product(every), len(seen)

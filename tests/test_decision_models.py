@@ -89,6 +89,21 @@ def test_hostile_names_pass_through_nano(town, nano, decide):
     assert set(HOSTILE) <= met, set(HOSTILE) - met
 
 
+def test_hostile_names_pass_through_the_server(town, nano, folder, tmp_path):
+    "The same twenty through `transformers serve`: options come back under their own names, with nano's own probabilities."
+    met, worst = set(), 0.
+    with served(folder, tmp_path/"hub") as url:
+        wire = Wire(url, str(folder), at_once=2)
+        for a in range(0, 20, 4):
+            few = renamed(town[town.category == town.category[0]], HOSTILE[a:] + HOSTILE[:a])[:6]
+            asked = nano.to_systemone(few)
+            told = [a["answers"] for a in wire.ask("/systemone", asked, lambda a: "answers" in a)]
+            worst = max(worst, np.abs(from_systemone(few, told) - nano.predict(few).choice).max())
+            met |= {k for t in told for k in t["choice"]["probabilities"]}
+    print(f"transformers serve, hostile names: largest difference {worst:.1e}")
+    assert worst < 1e-4 and not wire.faults and set(HOSTILE) <= met, set(HOSTILE) - met
+
+
 def test_temperature_is_exported_and_none_has_no_chance(town, nano, tmp_path):
     cool, some = save_decision_model(nano.lm, tmp_path/"cool", temperature=2.), town[:20]
     told = [transformers.pipeline("decision", model=str(cool))(r) for r in nano.to_systemone(some[:1])]

@@ -19,14 +19,14 @@ def market():
     return occasions, period_of(occasions)
 
 
-@pytest.mark.parametrize("window", [0, 1, 3])
-def test_what_is_seen_is_what_others_bought_before(market, window):
+@pytest.mark.parametrize("window, later", [(0, 0), (1, 0), (3, 0), (1, 1), (3, 1)])
+def test_what_is_seen_is_what_others_bought_before(market, window, later):
     occasions, period = market
-    view = lagged(occasions, period, window, prior=10.)
+    view = lagged(occasions, period, window, prior=10., later=later)
     code, P = chosen_product(occasions), len(occasions.products)
     rng = np.random.default_rng(0)
     for i in rng.permutation(len(occasions))[:60]:
-        k = period[i]
+        k = period[i] + later
         before, ago = period < k, period >= (k - window if window else 0)
         count = lambda which: np.bincount(code[which & (code >= 0)], minlength=P).astype(float)
         n, past = count(before & ago & (occasions.customer != occasions.customer[i])), count(before) + 1

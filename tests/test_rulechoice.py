@@ -7,9 +7,10 @@ from malles.market import fold_of
 from malles.occasions import mean_field, with_popularity
 from malles.profiles import with_profiles
 from malles.rulebook import RuleBook
-from malles.rulechoice import RuleChoice
+from malles.predictions import Predictions, softmax
+from malles.rulechoice import RuleChoice, shelf_columns
 from malles.shoppers import simulate
-from malles.tastes import RunningTastes
+from malles.tastes import RunningTastes, with_facts
 from malles.trials import open_trial
 from malles.worlds import sample_world
 
@@ -64,3 +65,44 @@ def test_outcomes_are_not_read(shopping, given):
     again = test.with_columns(dict(chosen=other))
     at = np.isin(test.rows, last)
     assert np.allclose(student.alone(again)[at], student.alone(test)[at])
+
+
+class WordsForPrices(RunningTastes):
+    "To it every other price is a word of its own, liked or not."
+    name = "words for prices"
+    def predict(self, occasions, mu=None):
+        p = super().predict(occasions, mu).choice
+        at = np.round(10 * np.nan_to_num(occasions.alternative("price")))
+        return Predictions(softmax(np.where(occasions.mask, np.log(np.maximum(p, 1e-9)) + np.where(at % 2 == 0, .8, -.8), -np.inf)), name=self.name)
+
+
+def test_what_the_teacher_thinks_of_exact_prices_is_learnt(shopping, given):
+    dime = lambda o: o.with_columns({}, dict(price=np.round(o.log.alternative["price"], 1)))   # few prices, each seen often
+    train, test = (dime(o) for o in shopping)
+    student = RuleChoice(WordsForPrices()).fit(train)
+    told = student.teacher.predict(test).choice
+    agree = lambda q: (q.argmax(1) == told.argmax(1)).mean()
+    with_words = agree(student.alone(test))
+    prices, value = student.tables["posted"]
+    student.tables["posted"] = prices, 0 * value
+    assert with_words > .85 and with_words > agree(student.alone(test)) + .1
+    assert {"posted"} <= {str(s) for s in student.rule.free_symbols} and student.book.front.source.iloc[-1] == "a linear sum"
+
+
+def test_a_price_that_was_never_seen_says_nothing(shopping, given):
+    train, test = shopping
+    student = RuleChoice(RunningTastes()).fit(train)
+    strange = test.with_columns({}, dict(price=1000 + test.log.alternative["price"]))
+    posted = lambda o: shelf_columns(with_facts(o, student.facts), student.tables, ["posted"])["posted"]
+    assert np.abs(posted(test)).max() > 0 and (posted(strange) == 0).all()
+
+
+def test_too_much_log_loss_hands_decisions_back_as_too_little_agreement_does(shopping, given):
+    back = [RuleChoice(RunningTastes(), agree=0., excess=excess, most=.4).fit(shopping[0]).fidelity for excess in (np.inf, -1.)]
+    assert back[0]["handed_back"] == 0 and back[1]["handed_back"] > .35
+
+
+def test_columns_once_computed_decide_the_same(shopping, given):
+    train, test = shopping
+    student = RuleChoice(RunningTastes()).fit(train)
+    assert np.array_equal(student.decide(student.columns(test), test.mask), student.alone(test))

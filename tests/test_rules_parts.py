@@ -1,14 +1,15 @@
 "The parts of a rule: no text is evaluated, names stay data, units are checked, exports say the same, an engine in a child is talked to, a rule that chooses hands back."
-import json, subprocess, sys
+import json, subprocess, sys, time
 import numpy as np, pandas as pd, pytest
 import sympy as sp
 
 from malles import engines, rules
 from malles.engines import OPERATORS, families, outside, pysr_command
-from malles.formulas import value
+from malles.formulas import refit, shortened, value
+from malles.rulebook import RuleBook
 from malles.rules import search_rules
 from malles.spelling import formula, latex, python_source, spreadsheet
-from malles.trials import open_trial
+from malles.trials import open_trial, tried
 from malles.units import add_up, unit_of, unit_text
 
 X, Y = sp.symbols("x y", positive=True)
@@ -129,3 +130,40 @@ def test_a_proposal_is_tried_and_its_evidence_kept():
     worse = better.consider("10.0 / price**2 + 1.0 + 0.001 * price", source="a model")
     assert worse.evidence.verdict.iloc[-1] == "dropped" and "no longer" in worse.evidence.reason.iloc[-1] and worse.rule == better.rule
     with pytest.raises(ValueError, match="no column"): book.consider("10.0 / cost", source="a model")
+
+
+@pytest.mark.parametrize("exponent, half", [(.5, True), (.53, False)])
+def test_a_half_stands_only_where_the_interval_holds_it(exponent, half):
+    rng = np.random.default_rng(3)
+    x = {X: rng.uniform(1, 50, 400)}
+    y = 2 * x[X]**exponent * np.exp(.03 * rng.normal(size=400))
+    for start in (2. * X**.51, 2. * sp.sqrt(X)):                          # fitted, and a root that the search brought
+        form = shortened(refit(start, x, y), x, y).form
+        power = next(p.exp for p in form.atoms(sp.Pow))
+        assert (power == sp.Rational(1, 2)) == half and abs(float(power) - exponent) < .01, form
+
+
+def test_intervals_of_a_number_hold_the_truth_as_often_as_they_say():
+    held = 0
+    for seed in range(300):
+        rng, groups = np.random.default_rng(seed), np.repeat(np.arange(10), 6)
+        x = {X: rng.uniform(1, 5, 60)}
+        fit = refit(1.5 * X, x, 2 * x[X] + rng.normal(size=10)[groups] * x[X] * .3 + .2 * rng.normal(size=60), groups)
+        held += abs(next(iter(fit.numbers.values())) - 2) <= fit.reach[0]
+    assert .96 < held / 300, "few customers, whose errors go together"
+
+
+def test_a_search_does_not_depend_on_the_clock(monkeypatch):
+    quick = search_rules(small(), "quantity", ["price"], operators=("add", "mul"))
+    slow = rules.operon
+    monkeypatch.setattr(rules, "operon", lambda *job: (time.sleep(.5), slow(*job))[1])
+    again = search_rules(small(), "quantity", ["price"], operators=("add", "mul"))
+    assert again.complete and again.front.equals(quick.front)
+
+
+def test_a_longer_rule_that_gains_next_to_nothing_is_dropped_with_a_reason():
+    book = search_rules(small(), "quantity", ["price"], operators=("add", "mul")).consider("10.0 / price", source="a model")
+    for power in (-1.000000001, -.999999999):                                 # one of them errs less, by a hair
+        form = book.rule * next(iter(book.rule.free_symbols))**sp.Float(power + 1)
+        late = RuleBook(book.trial, (*book.tried, tried(book.trial, form, "late")), True)
+        assert late.evidence.verdict.iloc[-1] == "dropped" and "no longer" in late.evidence.reason.iloc[-1]
