@@ -13,6 +13,7 @@ from itertools import product
 from pathlib import Path
 import numpy as np, pandas as pd
 from malles.calibration import Calibrated, fit_map
+from malles.counts import QuantityHurdle
 from malles.covariates import CROWD
 from malles.divergence import divergences, kl, price_ground, product_shares, share_table
 from malles.elicitation import LMChoice
@@ -24,7 +25,6 @@ from malles.market import read_market
 from malles.metrics import choice_scores, clustered_mean
 from malles.occasions import category_of, mean_field, with_popularity
 from malles.periods import counts_of, forward, lagged, period_of, sight
-from malles.counts import QuantityHurdle
 from malles.predictions import SUPPORT, Predictions
 from malles.tastes import RunningTastes
 from malles.transfer import TransferLogit
@@ -42,7 +42,7 @@ class Weeks:
         static = with_popularity(occasions, mean_field(occasions[before]), counted=occasions[before])
         dated = lambda o: o.with_columns(dict(week=period))
         self.views = {None: dated(static), **{w: dated(lagged(occasions, period, w)) for w in WINDOWS}}
-        self.later = {None: self.views[None], **{w: dated(lagged(occasions, period, w, later=1)) for w in WINDOWS}}
+        self.later = {w: dated(lagged(occasions, period, w, later=1)) for w in WINDOWS}
         self.quantity = QuantityHurdle().fit(static[before])
         self.models, self.told = {}, {}
     def model(self, window):
@@ -52,7 +52,7 @@ class Weeks:
         return self.models[window]
     def foreseen(self, window, k, later=False):
         "Predictions and occasions of a period, as seen then or from a period later."
-        if window is None: later = False
+        later = later and window is not None                                        # shares that stand still look the same later
         if (window, k, later) not in self.told:
             view = (self.later if later else self.views)[window]
             here = view[self.period[view.rows] == k]

@@ -998,7 +998,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'malles.rulechoice._centred': ('rulechoice.html#_centred', 'malles/rulechoice.py'),
                                    'malles.rulechoice._linear': ('rulechoice.html#_linear', 'malles/rulechoice.py'),
                                    'malles.rulechoice._margin': ('rulechoice.html#_margin', 'malles/rulechoice.py'),
-                                   'malles.rulechoice._mean_of': ('rulechoice.html#_mean_of', 'malles/rulechoice.py'),
                                    'malles.rulechoice._posted': ('rulechoice.html#_posted', 'malles/rulechoice.py'),
                                    'malles.rulechoice._posted_table': ('rulechoice.html#_posted_table', 'malles/rulechoice.py'),
                                    'malles.rulechoice.priced_as': ('rulechoice.html#priced_as', 'malles/rulechoice.py'),

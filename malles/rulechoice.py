@@ -11,7 +11,7 @@ import numpy as np, pandas as pd
 # %% ../nbs/42_rulechoice.ipynb #2cffcec6
 from .occasions import Occasions, with_popularity
 from .predictions import ChoiceModel, Predictions, softmax
-from .facts import crowd_share, log_price, shown
+from .facts import crowd_share, log_price, mean_by, shown
 from .tastes import market_facts, with_facts
 from .formulas import shortened, value
 from .rules import search_rules
@@ -73,9 +73,11 @@ class RuleChoice(ChoiceModel):
         search = np.isin(seen.customer, np.random.default_rng(self.seed).permutation(people)[:len(people) // 2])
         v = _centred(np.where(mask, np.log(np.maximum(told, np.exp(FLOOR))), np.nan), mask)
         here = mask & search[:, None]
-        self.tables = dict(standing=_mean_of(np.maximum(seen.product, 0)[here], v[here], len(seen.products)))
-        self.tables["posted"] = _posted_table(priced_as(seen)[here], np.stack([x[here] for x in shelf_columns(seen, self.tables).values()], 1), v[here])
-        columns = {k: x[here] for k, x in shelf_columns(seen, self.tables).items() if np.ptp(x[here]) > 0}
+        self.tables = dict(standing=np.nan_to_num(mean_by(seen.product[here].astype(int), v[here], len(seen.products))[0]))
+        columns = {k: x[here] for k, x in shelf_columns(seen, self.tables).items()}
+        self.tables["posted"] = _posted_table(priced_as(seen)[here], np.stack(list(columns.values()), 1), v[here])
+        columns["posted"] = shelf_columns(seen, self.tables, ["posted"])["posted"][here]
+        columns = {k: x for k, x in columns.items() if np.ptp(x) > 0}
         table = pd.DataFrame(columns).assign(utility=v[here], customer=np.broadcast_to(seen.customer[:, None], mask.shape)[here])
         book = search_rules(table, "utility", list(columns), "customer", {c: 1 for c in ("taste", "move") if c in columns}, seed=self.seed)
         self.book = book.consider(str(_linear(book.trial)), "a linear sum")
@@ -136,9 +138,6 @@ def _margin(choice):  # (n, J) -> (n,)
 def _linear(trial):
     "The sum of all columns, as short as the data allow."
     return shortened(trial.refit(sum(1. * s for s in trial.symbols)), trial.seen, trial.y[trial.rows], trial.groups[trial.rows]).form
-
-def _mean_of(code, v, size):  # (size,) mean by code, 0 where there is none
-    return np.bincount(code, v, size) / np.maximum(np.bincount(code, minlength=size), 1)
 
 def _posted_table(key, X, v):  # (rows,), (rows, K), (rows,) -> prices (C,), given (C,)
     "What is left by a linear sum of columns, by product and price; drawn towards nothing where few rows tell."

@@ -53,7 +53,7 @@ def sample_market(rng):  # (Occasions of the reading households, all columns on)
     counted = occ[occ.customer < others]
     if rng.random() < .9: occ = with_popularity(occ, mean_field(counted), counted)
     occ = with_profiles(occ)
-    if rng.random() < .75:
+    if rng.random() < .75 and (occ.customer < others).any():   # a very small market may have only readers
         occ = with_facts(occ[occ.customer >= others], market_facts(occ[occ.customer < others], most=2000))
         o, a, few = occ.log.occasion, occ.log.alternative, lambda v: hide(rng, v, .15)
         usual = few(a["usual_price"])

@@ -78,7 +78,7 @@ def test_a_chat_table_goes_on(chat, tmp_path, record_property):
     other = talks(chat, market(texts=["a product"] * len(HOSTILE)))               # what a role does not read does not reach it
     same = next(t for t in other.turns if t.role == "deals")
     for k, row in enumerate(first.place):
-        if 0 not in row: assert np.array_equal(first.score[k], same.score[k], equal_nan=True)
+        if 0 not in row: assert np.allclose(first.score[k], same.score[k], atol=1e-5, equal_nan=True)   # to float32: what else is in the batch differs
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))

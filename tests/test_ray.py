@@ -15,6 +15,7 @@ from malles.occasions import mean_field, with_popularity
 from malles.samples import sample_market
 from malles.sandbox import Sandbox
 from malles.scale import Plan
+from malles.whatifs import Delist, Discount
 
 
 class Mortal(LoyaltyLogit):
@@ -41,6 +42,10 @@ def test_same_shares_and_a_killed_worker(tmp_path):
         there = Sandbox(occasions, model).run(engine="ray", folder=tmp_path/"answers", workers=2, chunk=150)
         assert Path(model.grave).exists() and int(Path(model.grave).read_text()) != os.getpid(), "no worker was killed"
         kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path/"answers").iterdir()}
+        for what in ((Discount("YOG01", .2),), (Delist("YOG01"),)):
+            a, b = Sandbox(occasions, model).run(*what), Sandbox(occasions, model).run(*what, engine="ray", workers=2, chunk=150)
+            assert np.allclose(b.measure("share"), a.measure("share"), atol=1e-12, equal_nan=True)
+            assert np.nanmax(np.abs(b.measure("share") - here.measure("share"))) > 1e-3, "the what-if did not reach the workers"
         assert len(kept) == 4 and np.allclose(there.measure("share"), here.measure("share"), atol=1e-12, equal_nan=True) and np.nansum(here.measure("share")) > 1
     finally: ray.shutdown()
 
