@@ -120,7 +120,7 @@ def _terms(occasions, taste, lean, usual):  # (n, J, 12)
     n, known = np.nan_to_num(occasions.column("n_past"))[:, None], (occasions.column("n_past") > 0)[:, None]
     own = [here(taste), here(taste) / np.sqrt(1 + n), here(occasions.alternative("own_share") * known), here(occasions.alternative("loyalty") * known * occasions.ordered)]
     Z = _leant(occasions, usual, occasions.alternative("last") * occasions.ordered).transpose(0, 2, 1)
-    both = np.stack([np.nan_to_num(lean)[:, None] * Z, Z], 3).reshape(*Z.shape[:2], -1)
+    both = np.stack([np.nan_to_num(lean)[:, None] * Z, Z], 3).reshape(*Z.shape[:2], 2 * Z.shape[2])
     return np.concatenate([np.stack(own, 2), both], 2)
 
 def _some_households(occasions, most):  # (n,) True for those of as many households as make `most` purchases of their category
