@@ -1,5 +1,5 @@
 "Decision models, both ways: nano through pipeline and server to 1e-4, hostile names, refusals, answers that are none."
-import json, os
+import json, os, shutil
 from dataclasses import replace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -137,6 +137,18 @@ def test_hostile_names_pass_through_theirs(town, chat_model):
         special = {model.reader.pipe.tokenizer.convert_tokens_to_ids(w) for w in ("<|im_start|>", "<|im_end|>", "<eos>", MARK, SPLIT)}
         count = {sum(int(i) in special for i in inputs["input_ids"][0]) for r, _ in requests(questions(few)[0]) for inputs, _ in model.reader.pipe.decision_config.prepare_inputs(r, model.reader.pipe.tokenizer)}
         assert len(count) == 1, f"a product's name adds markers: {count}"
+
+
+@pytest.mark.parametrize("labels, culprit", [(["option one", "option two", "option three"], "option one"), (["A", "B", "A"], "'A', 'B', 'A'")])
+def test_labels_that_cannot_be_read_are_refused(town, chat_model, tmp_path, labels, culprit):
+    "Labels of several tokens, and one label twice: the first token's probability would be taken for the option's."
+    folder = shutil.copytree(chat_model["llama"], tmp_path/"theirs")
+    three = town[town.sizes == 3][:2]
+    assert np.allclose(Asked(DecisionModel.from_pretrained(str(folder))).predict(three).choice.sum(1), 1)
+    transformers.DecisionConfig(labels=dict(choice=labels)).save_pretrained(folder)
+    model = Asked(DecisionModel.from_pretrained(str(folder)))
+    with pytest.raises(ValueError, match=f"labels .*{culprit}.* are not distinct single tokens"): model.predict(three)
+    assert model.tally.asked == 0, "it was counted as an answer"
 
 
 @pytest.mark.parametrize("name", HOSTILE)
