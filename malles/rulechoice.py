@@ -25,7 +25,7 @@ def shelf_columns(
     "What a rule may read of an alternative."
     mask, get = occasions.mask, lambda k: occasions.column(k).astype(float)[:, None]
     read = dict(crowd=lambda: np.log(np.where(mask, crowd_share(occasions), np.nan)), taste=lambda: occasions.alternative("taste"), move=lambda: get("own_response") * (occasions.alternative("usual_price").astype(float) - log_price(occasions)),
-        deal=lambda: occasions.alternative("discount"), display=lambda: shown(occasions), last=lambda: occasions.alternative("last") * occasions.ordered, loyalty=lambda: occasions.alternative("loyalty"), standing=lambda: tables["standing"][np.maximum(occasions.product, 0)])
+        deal=lambda: get("own_deal") * occasions.alternative("discount"), display=lambda: get("own_promotion") * shown(occasions), last=lambda: get("own_stay") * occasions.alternative("last") * occasions.ordered, loyalty=lambda: occasions.alternative("loyalty"), standing=lambda: tables["standing"][np.maximum(occasions.product, 0)])
     if "posted" in tables: read["posted"] = lambda: _posted(priced_as(occasions), *tables["posted"])
     return {name: _centred(np.asarray(read[name](), float), mask) for name in (read if names is None else names)}
 
