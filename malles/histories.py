@@ -86,11 +86,15 @@ def settle_large(
     if not np.array_equal(part.there, F.there): raise ValueError(f"{(F.there & ~part.there).sum()} products are on offer to nobody of the sample; take a larger sample than {len(few):,}")
     first = settle(known, few, step=step, tolerance=tolerance)
     s = F.normal(np.nan_to_num(first.mu.share) + 1e-6)
-    slope, at, residuals = slopes(part, part.normal(s), .01), np.flatnonzero(part.there), []
+    slope, at, residuals, last = slopes(part, part.normal(s), .01), np.flatnonzero(part.there), [], None
+    falls = slope - np.eye(len(at))                                                   # derivatives of F(mu) - mu
     while True:
         image = F.field(s)
         g = (image.share - s)[at]
-        gap = np.linalg.lstsq(slope - np.eye(len(at)), -g, rcond=None)[0]             # how far the state is, as the sample sees it
+        if last is not None:
+            moved = s[at] - last[0]
+            falls += np.outer(g - last[1] - falls @ moved, moved) / (moved @ moved)
+        gap, last = np.linalg.lstsq(falls, -g, rcond=None)[0], (s[at], g)             # how far the state is, as far as is known
         residuals.append(np.abs(g).max())
         near = bool(np.abs(gap).max() < tolerance)
         if near or len(residuals) == most: break
