@@ -31,7 +31,7 @@ def market(k, name="town", households=40):
 
 
 @pytest.fixture(scope="module")
-def general(tmp_path_factory): return posttrain_fold([market(3, "old one"), market(7, "old two")], None, tmp_path_factory.mktemp("taught")/"others", SHORT, progress=False)
+def general(tmp_path_factory): return posttrain_fold([market(13, "old one"), market(14, "old two")], None, tmp_path_factory.mktemp("taught")/"others", SHORT, progress=False)
 
 
 def test_few_customers_are_nested_and_are_the_crowd():

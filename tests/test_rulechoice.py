@@ -85,7 +85,7 @@ def test_what_the_teacher_thinks_of_exact_prices_is_learnt(shopping, given):
     with_words = agree(student.alone(test))
     prices, value = student.tables["posted"]
     student.tables["posted"] = prices, 0 * value
-    assert with_words > .85 and with_words > agree(student.alone(test)) + .1
+    assert with_words > .8 and with_words > agree(student.alone(test)) + .15
     assert {"posted"} <= {str(s) for s in student.rule.free_symbols} and student.book.front.source.iloc[-1] == "a linear sum"
 
 
