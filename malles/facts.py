@@ -33,7 +33,8 @@ class MarketFacts:
     together:tuple        # per category: (K,) its most bought products, (K, K) how tastes for them go together, their mean variance being one
     categories:np.ndarray # (categories,) names
     weights:np.ndarray=None # (categories, 12) of the terms of the guess, and
-    offset:np.ndarray=None  # (products,) nats: what notebook 08b adds to the moments
+    offset:np.ndarray=None  # (products,) nats, and
+    before:tuple=None       # per category: mean (K + 4,) and covariance of what a household wants that nobody knows: what notebook 08b adds to the moments
 
 def log_price(occasions:Occasions):  # (n, J), NaN where there is no price
     "Log of the prices; what is not positive counts as unknown."

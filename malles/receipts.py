@@ -16,7 +16,7 @@ import numpy as np
 from .occasions import Occasions
 from .predictions import SUPPORT
 from .facts import expected_share, log_price, row_mean
-from .tastes import worth
+from .tastes import guess
 from .words import FIELDS, GROUP, ID, SLOTS, WORDS, word
 
 # %% ../nbs/10b_receipts.ipynb #33291317
@@ -82,7 +82,7 @@ def _offers(occasions:Occasions, order, blind, unseen):
     price, move = pick(lp - np.where(np.isnan(level), row_mean(lp, mask), level)), pick(lp - usual)
     seen, count, off, bulk = value("popularity"), value("own_count"), value("discount"), value("bulk")
     priced = real & ~blind[:, None]
-    cells = [_cells("worth", pick(worth(occasions))), np.where(np.isnan(seen), _mark("share:?", ~unseen[:, None] & real), _cells("share", seen)),
+    cells = [_cells("worth", pick(np.log(np.maximum(guess(occasions), 1e-9)))), np.where(np.isnan(seen), _mark("share:?", ~unseen[:, None] & real), _cells("share", seen)),
         _cells("own", value("own_share"), (count > 0) & (not occasions.ordered)), _cells("loyal", value("loyalty"), (count > 0) & occasions.ordered),
         _mark("last", (value("last") > 0) & occasions.ordered),
         np.where(np.isnan(price), _mark("price:?", priced), _cells("price", price)), _cells("move", move), _cells("off", off, off > .005),

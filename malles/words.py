@@ -39,7 +39,7 @@ _count = np.array([0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 23, 32])
 FIELDS = {f.word: f for f in (
     Field("price", _sinh(.15, 1/6, 18), "price"), Field("move", _sinh(.1, .25, 12), "price"),
     Field("off", np.array([.02, .05, .1, .15, .2, .25, .33, .42, .55, .75]), "discount"),
-    Field("share", _share, "popularity", 1000), Field("worth", np.r_[-9, -8, -7.2, -6.5, -5.9, -5.4, np.arange(-5, -3, .25), np.arange(-3, 1.01, .15), 1.3, 1.7, 2.2, 3, 4], "guess", 100),
+    Field("share", _share, "popularity", 1000), Field("worth", np.r_[-9, -8, -7, -6.2, -5.6, -5.1, -4.7, -4.35, -4.05, -3.8, -3.6, -3.4, -3.2, -3, -2.85, -2.7, -2.55, np.arange(-24, -1) / 10, -.15, -.1, -.07, -.04, -.02, 0], "guess", 100),
     Field("own", _share[1:], "profile", 1000), Field("loyal", _share, "profile", 1000),
     Field("past", _count, "profile", 1), Field("level", _sinh(.08, .35, 7), "profile"), Field("deals", np.arange(0, 1.01, .125), "profile"),
     Field("took", _pieces, "quantity"), Field("lately", _pieces[[0, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14]], "quantity"),

@@ -88,6 +88,30 @@ def test_the_weights_are_what_the_parts_were_worth():
     assert np.abs(two.weights[0] - AS_THEY_COME).max() < np.abs(facts.weights[0] - AS_THEY_COME).max()
 
 
+def test_where_a_household_begins_is_learned_from_the_others():
+    "It foresees strangers better than the moments do, is a law that tastes can have, and stays near the moments where few are known."
+    from malles.tastes import _before
+    for seed in (3, 5, 8):
+        seen, strangers, _ = crowd_that(seed, spread=1.5, price=6., price_spread=.6)
+        facts, true = replace(market_facts(seen), weights=AS_THEY_COME[None], offset=np.zeros(4)), strangers.alternative("true_probability", 0.)
+        learned, moments = (cross_entropy(true, guess(with_facts(strangers, f))).mean() for f in (facts, replace(facts, before=None)))
+        assert learned < moments, seed
+        (mean, cov), (mean0, cov0) = facts.before[0], _before(replace(facts, before=None))[0]
+        assert np.allclose(cov, cov.T) and np.linalg.eigvalsh(cov).min() > -1e-9 and (mean[:4] == 0).all() and np.abs(cov[:4, 4:]).max() > 0
+        few = market_facts(seen[seen.customer < 2])
+        step = lambda f, m: np.abs(f.before[0][0] - _before(replace(f, before=None))[0][0]).max()
+        assert step(few, mean0) < step(facts, mean0) + .5
+        assert np.allclose(few.before[0][1], _before(replace(few, before=None))[0][1], atol=.25 * np.abs(cov0).max())
+
+
+def test_a_positive_leaning_has_the_mean_of_a_truncated_normal_law():
+    from scipy.stats import truncnorm
+    from malles.tastes import _positive
+    mean, sd = np.array([-3., -.5, 0., .5, 4., 2., -1.]), np.array([.5, 1., 2., .3, 1., 0., 0.])
+    exact = [truncnorm.mean(-m / s, np.inf, loc=m, scale=s) for m, s in zip(mean[:5], sd[:5])]
+    assert np.allclose(_positive(mean, sd), exact + [2., 0.])
+
+
 def test_a_household_that_follows_prices_is_told_from_one_that_likes_what_is_cheap():
     "The leaning towards low prices follows the household's true coefficient."
     seen, strangers, truth = crowd_that(5, households=300, visits=30, spread=1.2, price=4., price_spread=.8)
