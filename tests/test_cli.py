@@ -316,6 +316,28 @@ def test_whatif_refuses(tmp_path, capsys, arguments, says):
     assert says in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+def test_discuss_saves_what_was_said(tmp_path, capsys):
+    from malles.transcripts import load
+    out = tmp_path/"talk.jsonl"
+    assert main(["discuss", "--market", "data_samples/corner", "--out", str(out), "--decisions", "25", "--json"]) == 0
+    told, talk = json.loads(capsys.readouterr().out), load(out)
+    assert told["decisions"] == len(talk) == 25 and set(told["models"]) == {"nano-discussion", "nano", "popularity"} and 0 < told["tokens"] <= 1024
+    assert all(0 < v["log_loss"] < 5 and 0 <= v["hit_rate"] <= 1 for v in told["models"].values())
+    for wrong, says in ((["--helpers", "gossip"], "gossip"), (["--out", str(tmp_path)], "is a folder"), (["--out", str(tmp_path/"no"/"talk.jsonl")], "there is no folder"), (["--market", str(tmp_path/"no")], "no")):
+        assert main(["discuss", "--market", "data_samples/corner", "--out", str(out), *wrong]) == 2 and says in capsys.readouterr().err
+
+
+def test_bargain_ends_where_its_module_does(capsys):
+    from malles.bargaining import Dealer, Manufacturer, bargain, solutions
+    firms = "bargain --sales 90 100 120 80 95 105 --resale 9 --cost 4 --capacity 180 --outside 20 -5 --hardness .3 1 --turns 12".split()
+    assert main([*firms, "--json"]) == 0
+    told, deal = json.loads(capsys.readouterr().out), bargain(d := Dealer((90., 100, 120, 80, 95, 105), 9., outside=20.), m := Manufacturer(4., 180., outside=-5.), 12, (.3, 1.))
+    assert told["agreed"] and told["offer"] == str(deal.offer) and told["dealer"] == deal.dealer and len(told["bids"]) == len(deal.bids) and told["solutions"]["Nash"]["dealer"] == solutions(d, m)["Nash"][0]
+    assert main(firms) == 0 and "agreed" in capsys.readouterr().out
+    for wrong, says in ((["--resale", "3"], "does not pay"), (["--hardness", "0", "1"], "above 0"), (["--capacity", "inf"], "must be a number"), (["--sales", "-1"], "at least 0"), (["--outside", "9000", "0"], "would lose")):
+        assert main([*firms, *wrong]) == 2 and says in capsys.readouterr().err, wrong
+
+
 def test_no_name_is_a_formula_and_short_logs_are_not_stretched():
     from malles.plans import as_text, sold_lately
     table = pd.DataFrame({"category": ["@x", "tea"], "change": [-1., 2.], "takes most from": ["=1+1", ""]}, index=["+2", "mild"])
