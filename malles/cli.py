@@ -210,6 +210,7 @@ def discuss(args):
     from malles.predictions import Popularity
     from malles.retail import retail_table
     from malles.transcripts import save, show
+    from malles.tuning import log_losses
     if args.out.is_dir(): raise ValueError(f"--out {args.out}: is a folder, expected a file")
     if not args.out.parent.is_dir(): raise ValueError(f"--out {args.out}: there is no folder {args.out.parent}")
     table = retail_table(reader(args.model), args.budget, tuple(args.helpers))
@@ -218,9 +219,9 @@ def discuss(args):
     some = test[np.sort(np.random.default_rng(args.seed).permutation(len(test))[:args.decisions])]
     talk = table.fit(train).discuss(some)
     save(talk, args.out)
-    i, rows = np.arange(len(some)), {}
+    rows = {}
     for name, p in ((table.name, talk.choice()), (table.model.name, table.model.predict(some).choice), ("popularity", Popularity().fit(train).predict(some).choice)):
-        rows[name] = dict(log_loss=float(-np.log(np.maximum(p[i, some.chosen], 1e-12)).mean()), hit_rate=float((p.argmax(1) == some.chosen).mean()))
+        rows[name] = dict(log_loss=float(log_losses(p, some.chosen).mean()), hit_rate=float((p.argmax(1) == some.chosen).mean()))
     told = dict(market=trial.name, decisions=len(some), tokens=float(talk.tokens().mean()), rounds=float(talk.rounds().mean()), models=rows)
     lines = [f"{trial.name}: {len(some)} decisions of customers whom nobody at the table has met, {told['tokens']:.0f} tokens and {told['rounds']:.1f} rounds each", *(f"{k}: log-loss {v['log_loss']:.3f}, hit rate {v['hit_rate']:.0%}" for k, v in rows.items()), "", show(talk, 0), str(args.out)]
     print(json.dumps(told) if args.json else "\n".join(lines))

@@ -323,7 +323,7 @@ def test_discuss_saves_what_was_said(tmp_path, capsys):
     told, talk = json.loads(capsys.readouterr().out), load(out)
     assert told["decisions"] == len(talk) == 25 and set(told["models"]) == {"nano-discussion", "nano", "popularity"} and 0 < told["tokens"] <= 1024
     assert all(0 < v["log_loss"] < 5 and 0 <= v["hit_rate"] <= 1 for v in told["models"].values())
-    for wrong, says in ((["--helpers", "gossip"], "gossip"), (["--out", str(tmp_path)], "is a folder"), (["--out", str(tmp_path/"no"/"talk.jsonl")], "there is no folder"), (["--market", str(tmp_path/"no")], "no")):
+    for wrong, says in ((["--helpers", "gossip"], "gossip"), (["--out", str(tmp_path)], "is a folder"), (["--out", str(tmp_path/"no"/"talk.jsonl")], "there is no folder"), (["--market", str(tmp_path/"nowhere")], "nowhere")):
         assert main(["discuss", "--market", "data_samples/corner", "--out", str(out), *wrong]) == 2 and says in capsys.readouterr().err
 
 

@@ -16,4 +16,4 @@ def test_notebook(path, monkeypatch):
     monkeypatch.setenv("TQDM_DISABLE", "1")
     notebook = nbformat.read(path, as_version=4)
     notebook.cells = [c for c in notebook.cells if not c.source.startswith(("#| live", "#| slow", "#| gpu"))]
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
