@@ -19,10 +19,9 @@ from .metrics import FLOOR, clustered_mean, total_variation
 from .occasions import Occasions
 from .predictions import ChoiceModel, Predictions, answers
 from .profiles import with_profiles
-from .worlds import TRAITS, sample_world
+from .worlds import TRAITS, plain, sample_world
 from .shoppers import simulate_market
 from .validation import FIRST_SEED, priced_pairs
-from .certificate import plain
 from .lessons import parts
 
 # %% ../nbs/16f_numeracy.ipynb #7279f0c2

@@ -14,7 +14,7 @@ import numpy as np
 # %% ../nbs/12a_texts.ipynb #b57c45f8
 from .occasions import mean_field, with_popularity
 from .profiles import with_profiles
-from .worlds import in_kinds
+from .worlds import in_kinds, plain
 from .shoppers import TRAITS, pieces_probability, sample_world, simulate_market
 from .tastes import OWN, market_facts, with_facts
 from .words import ID, SLOTS
@@ -46,6 +46,7 @@ def sample_market(rng):  # (Occasions of the reading households, all columns on)
     C = int(rng.choice([1, 2, 3], p=[.6, .25, .15]))
     others, readers = int(np.exp(rng.uniform(np.log(6), np.log(600)))), 6
     worlds = [in_kinds(w, rng) if rng.random() < .5 else w for w in (sample_world(rng) for _ in range(C))]
+    if rng.random() < .5: worlds = [plain(w) for w in worlds]
     if rng.random() < .7: worlds = [replace(w, priced=worlds[0].priced, marked=worlds[0].marked, counted=worlds[0].counted) for w in worlds]
     if rng.random() < .2: worlds = [replace(w, priced=False) for w in worlds]
     shops = (rng.random((others + readers, C)) < .7) | (np.arange(C) == rng.integers(C))

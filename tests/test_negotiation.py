@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from malles.bargaining import Dealer, Manufacturer, refused
-from malles.dialogues import as_occasions, ending, features, first_half, offers_of, price_grid, prices_in
+from malles.dialogues import as_occasions, ending, features, first_guess, first_half, offers_of, price_grid, prices_in
 
 negmas = pytest.importorskip("negmas", reason="an extra: pip install malles[negotiation]")
 from malles.negotiation import Table, conceder, meet, negotiators
@@ -43,8 +43,44 @@ def test_only_the_first_half_is_read():
 def test_endings_are_choices():
     ds = [dialogue(["50?", "95", "60", "80"]), dialogue(["hi", "hello"], False, None)]
     table = features(ds)
-    occasions = as_occasions(table, np.array([True, False]), np.array([.8, np.nan]))
+    guess = np.full((2, 8), 1 / 8)
+    occasions = as_occasions(table, np.array([True, False]), np.array([.8, np.nan]), guess)
     assert occasions.chosen[1] == 7 and occasions.sizes.tolist() == [8, 8]
     sure = np.zeros((2, 8)); sure[0, occasions.chosen[0]] = 1; sure[1, 7] = 1
     deal, price = ending(sure, table)
     assert deal.tolist() == [1, 0] and abs(price[0] - price_grid(table)[0, occasions.chosen[0]]) < .2
+
+
+def many(n, rng):
+    "Those who name prices close to each other agree, half way."
+    out = []
+    for k in range(n):
+        low, high = sorted(rng.uniform(40, 100, 2))
+        out.append(dialogue([f"{low:.0f}?", f"${high:.0f}", "well", "bye"], high - low < 25, (low + high) / 2 if high - low < 25 else None))
+    return out, np.array([d["outcome"]["agreed"] for d in out]), np.array([(d["outcome"]["price"] or np.nan) / 100 for d in out])
+
+
+def test_a_first_guess_learns_without_looking():
+    ds, agreed, ratio = many(240, np.random.default_rng(0))
+    tables, group, learn = [features(ds, later=k) for k in (0, -1, 1)], np.repeat(np.arange(120), 2), np.arange(240) < 180
+    guess = first_guess(tables, agreed, ratio, learn, group)
+    deal, price = ending(guess, tables[0])
+    assert np.allclose(guess.sum(1), 1, atol=1e-4) and deal[~learn][agreed[~learn]].mean() > .75 > .3 > deal[~learn][~agreed[~learn]].mean()
+    assert np.abs(price - ratio)[~learn & agreed].mean() < .06
+    for other in (np.flatnonzero(~learn), [7]):     # nobody's own ending is in his guess: neither of those asked, nor of those learnt from
+        fate, worth = agreed.copy(), ratio.copy()
+        fate[other], worth[other] = ~fate[other], np.where(fate[other], np.nan, .5)
+        again = first_guess(tables, fate, worth, learn, group)
+        assert np.allclose(ending(again, tables[0])[0][other], deal[other])
+    assert not np.allclose(ending(again, tables[0])[0], deal)
+
+
+def test_a_first_guess_needs_both_endings():
+    ds, agreed, ratio = many(20, np.random.default_rng(1))
+    with pytest.raises(ValueError, match="two deals and two failures"): first_guess([features(ds)], np.ones(20, bool), np.full(20, .8), np.ones(20, bool), np.arange(20))
+
+
+def test_cuts_move_with_the_turns():
+    d = dialogue(["50?", "95", "60", "80 done"])
+    assert [len(first_half(d, k)) for k in (-5, -1, 0, 1, 2)] == [1, 1, 2, 3, 3] and len(first_half(dialogue(["x"]), 1)) == 1
+    assert features([d], later=1).buyer_last[0] == .6
