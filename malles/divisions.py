@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['words_of', 'asks_in', 'View', 'view', 'features', 'endings', 'first_guess', 'wanted_guess', 'as_occasions']
 
-# %% ../nbs/24c_divisions.ipynb #ff2d7d1d
+# %% ../nbs/24c_divisions.ipynb #dcea334d
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
-# %% ../nbs/24c_divisions.ipynb #cb8f5737
+# %% ../nbs/24c_divisions.ipynb #268e1ba3
 import numpy as np, pandas as pd
 
-# %% ../nbs/24c_divisions.ipynb #97b14abc
+# %% ../nbs/24c_divisions.ipynb #a5e6afda
 from .dialogues import TREES, crossfits, first_half
 from .occasions import Occasions
 from .tastes import OWN
 
-# %% ../nbs/24c_divisions.ipynb #5ac622c3
+# %% ../nbs/24c_divisions.ipynb #0fb0c44a
 _WORD = re.compile(r"[^\W\d_]{1,40}|\d{1,9}|[.?!;,&\n]")
 _ME, _YOU = set("i me my mine myself we us our im ill ive".split()), set("you your yours yourself u ur youd youll".split())
 _GIVE = set("give gives giving gave offer offers offering spare trade trading sacrifice share part".split())
@@ -26,11 +27,12 @@ _FILL = set("of the else extra more additional x each just only my our your thes
 _NOT, _END = set("t not dont cant cannot never wont".split()), set(".?!;\n")
 _COUNT = {w: k for k, w in enumerate("zero one two three four five six seven eight nine ten".split())} | dict(none=0, both=2, all="all", rest="rest", remainder="rest", remaining="rest")
 
-def _stem(word): return re.sub(r"(?<=[xsz])es$|s$", "", word)
+def _stem(word): return re.sub(r"(?<=[xz])es$|(?<=ss|sh|ch)es$|s$", "", word)
 
-def _names(stock):  # words -> good
+@lru_cache(256)
+def _names(goods):  # words -> good
     "What a good is called: its name, its last word, a beginning or an end of that of four letters or more; no piece that fits two goods."
-    whole = {tuple(map(_stem, _WORD.findall(g.casefold()))): g for g in stock}
+    whole = {tuple(_stem(w) for w in _WORD.findall(g.casefold()) if w.isalnum()): g for g in goods}
     if () in whole: raise ValueError(f"a good needs a name with a letter or a digit in it, got {whole[()]!r}")
     part = {}
     for words, g in whole.items():
@@ -40,7 +42,7 @@ def _names(stock):  # words -> good
 
 def words_of(text:str, stock:dict)->list:  # [(word, good it names or None)]
     "A message word by word."
-    said, names, out, i = [w.casefold() for w in _WORD.findall(text[:100_000])], _names(stock), [], 0
+    said, names, out, i = [w.casefold() for w in _WORD.findall(text[:100_000])], _names(tuple(stock)), [], 0
     stems, longest = [_stem(w) for w in said], max(map(len, names))
     while i < len(said):
         k = next((k for k in range(longest, 0, -1) if tuple(stems[i:i + k]) in names), 0)
@@ -55,7 +57,7 @@ def _number(word, before, after, negated, asks):  # pieces, "all", "rest", or No
     if word == "any" and negated or word == "no" and asks: return 0
     return "all" if word == "the" and before in _TAKE else _COUNT.get(word)
 
-# %% ../nbs/24c_divisions.ipynb #185cdf98
+# %% ../nbs/24c_divisions.ipynb #565184b6
 def asks_in(
     text:str,    # of one message; the first 100,000 characters are read
     stock:dict,  # good -> pieces there are
@@ -88,7 +90,7 @@ def asks_in(
         before = word
     return [tuple(a) for a in asks]
 
-# %% ../nbs/24c_divisions.ipynb #ff538cf9
+# %% ../nbs/24c_divisions.ipynb #e10b958d
 @dataclass(frozen=True)
 class View:
     "The first half of a dialogue as one side sees it."
@@ -98,11 +100,22 @@ class View:
     worth:dict    # good -> what a piece is worth to him
     turns:tuple   # of (his own?, text, what the form asks for: (("I" or "you", good, pieces), ...))
 
-def _need(d, where, *keys):
+def _need(d, where, *keys):  # d[key][key]...
     for k in keys:
-        if not isinstance(d, dict) or d.get(k) in (None, {}, []): raise ValueError(f"dialogue {where}: {k} is missing")
+        if not isinstance(d, dict) or d.get(k) in (None, {}, [], ""): raise ValueError(f"dialogue {where}: {k} is missing")
         d, where = d[k], f"{where}, {k}"
     return d
+
+def _known(d):  # its id, its two roles, its stock
+    i = _need(d, "(without an id)", "dialogue_id")
+    roles, stock = _need(d, i, "roles"), _need(d, i, "context", "stock")
+    if len(set(roles)) != 2: raise ValueError(f"dialogue {i}: two roles are needed, got {roles}")
+    for g, n in stock.items(): _pieces(i, f"the stock of {g}", n, 1000)
+    return i, roles, stock
+
+def _pieces(i, what, n, most):
+    if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= most: raise ValueError(f"dialogue {i}: {what} is missing, or not a whole number from 0 to {most}: {n!r}")
+    return n
 
 def _worth(d, camper, stock):  # good -> points a piece
     i = d["dialogue_id"]
@@ -114,18 +127,21 @@ def _worth(d, camper, stock):  # good -> points a piece
 
 def view(dialogue:dict, camper:str)->View:
     "What `camper` sees half way. A record that lacks something raises ValueError with its dialogue and what is missing."
-    i = _need(dialogue, "(without an id)", "dialogue_id")
-    roles, stock, turns = _need(dialogue, i, "roles"), _need(dialogue, i, "context", "stock"), []
-    if camper not in roles or len(roles) != 2: raise ValueError(f"dialogue {i}: {camper} is missing among its two roles, got {roles}")
+    (i, roles, stock), turns = _known(dialogue), []
+    if camper not in roles: raise ValueError(f"dialogue {i}: {camper} is missing among its roles, got {roles}")
     _need(dialogue, i, "turns")
     for t in first_half(dialogue):
-        if _need(t, i, "role") not in roles: raise ValueError(f"dialogue {i}: a turn of {t['role']!r}, who is missing among its roles")
+        if _need(t, f"{i}, a turn", "role") not in roles: raise ValueError(f"dialogue {i}: a turn of {t['role']!r}, who is missing among its roles")
         form = t.get("deal") or {}
-        turns.append((t["role"] == camper, t.get("text") or "", tuple((who, g, int(n)) for who, k in (("I", "you_get"), ("you", "they_get")) for g, n in (form.get(k) or {}).items() if g in stock)))
-    return View(i, camper, {g: int(n) for g, n in stock.items()}, _worth(dialogue, camper, stock), tuple(turns))
+        asked = tuple((who, g, _pieces(i, f"how many {g} the form asks for", form[k][g], n)) for who, k in (("I", "you_get"), ("you", "they_get")) for g, n in stock.items() if g in form.get(k, {}))
+        turns.append((t["role"] == camper, str(t.get("text") or ""), asked))
+    return View(i, camper, dict(stock), _worth(dialogue, camper, stock), tuple(turns))
 
-# %% ../nbs/24c_divisions.ipynb #289e19b6
-_NEED, _MOST, _SPARE = set("need needs want prefer like love really important must hope hoping short".split()), set("most priority top main first especially highest preferred favorite crucial desperately".split()), set("plenty enough spare extra without fine already least low lowest nearby".split()) | _NOT - {"t"} | {"t"}
+# %% ../nbs/24c_divisions.ipynb #c529235d
+_NEED = set("need needs want prefer like love really important must hope hoping short".split())
+_MOST = set("most priority top main first especially highest preferred favorite crucial desperately".split())
+_SPARE = _NOT | set("plenty enough spare without fine already least low lowest nearby".split())
+_YES, _NO = set("deal agree agreed sure ok okay yes works fair fine great perfect good".split()), _NOT | set("no but sorry unfortunately however instead".split())
 
 def _speech(v:View):  # [(his own?, good, pieces for him)], [(his own?, good, need, most, spare)]
     "What is asked for, and in which tone goods are named, sentence by sentence."
@@ -141,6 +157,10 @@ def _speech(v:View):  # [(his own?, good, pieces for him)], [(his own?, good, ne
                 named, heard = [], set()
     return asks, tones
 
+def _reply(v, mine, who):  # of a side's last turn: does it agree, does it object?
+    heard = {w for w, _ in words_of(next((t for m, t, _ in v.turns[::-1] if m == mine), ""), v.stock)}
+    return {f"{who}_yes": bool(heard & _YES), f"{who}_no": bool(heard & _NO)}
+
 def _side(asks, tones, mine, good, stock, who):  # features of one side's words on one good
     n = [k for m, g, k in asks if m == mine and g == good]
     others = {g: k for m, g, k in asks if m == mine and g != good}
@@ -153,9 +173,9 @@ def features(dialogues:list)->pd.DataFrame:  # one row per (dialogue_id, camper,
     "What the first half says, for any model. A bad record, or an id that comes twice, raises ValueError."
     rows, keys = [], []
     for d in dialogues:
-        for v in (view(d, r) for r in _need(d, d.get("dialogue_id", "(without an id)"), "roles")):
+        for v in (view(d, r) for r in _known(d)[1]):
             asks, tones = _speech(v)
-            same = dict(turns=len(v.turns), began=v.turns[0][0], speaks=v.turns[-1][0], words=sum(len(t.split()) for m, t, _ in v.turns if m), his_words=sum(len(t.split()) for m, t, _ in v.turns if not m))
+            same = dict(turns=len(v.turns), began=v.turns[0][0], speaks=v.turns[-1][0], words=sum(len(t.split()) for m, t, _ in v.turns if m), his_words=sum(len(t.split()) for m, t, _ in v.turns if not m), **_reply(v, True, "my"), **_reply(v, False, "his"))
             mean = np.mean([*v.worth.values()])
             for g, n in v.stock.items():
                 said = [k for _, h, k in asks if h == g]
@@ -166,27 +186,27 @@ def features(dialogues:list)->pd.DataFrame:  # one row per (dialogue_id, camper,
     if index.has_duplicates: raise ValueError(f"dialogue {index[index.duplicated()][0][0]} comes twice: an id of its own is missing")
     return pd.DataFrame(rows, index).astype(dict(good="category"))
 
-# %% ../nbs/24c_divisions.ipynb #dfb6d94e
+# %% ../nbs/24c_divisions.ipynb #02746a9e
 def endings(dialogues:list)->pd.DataFrame:  # rows of `features`; pieces: what he got, NaN without agreement; wanted: is it what the other wants most?
     "What is to be foreseen. A bad record raises ValueError."
     rows, keys = [], []
     for d in dialogues:
-        i, stock = _need(d, "(without an id)", "dialogue_id"), _need(d, d.get("dialogue_id"), "context", "stock")
+        i, roles, stock = _known(d)
         agreed = _need(d, i, "outcome").get("agreed")
         if agreed is None: raise ValueError(f"dialogue {i}: outcome, agreed is missing")
-        for me, he in (d["roles"], d["roles"][::-1]):
+        for me, he in (roles, roles[::-1]):
             his = _worth(d, he, stock)
             got = _need(d, i, "outcome", "allocation", me) if agreed else {}
             for g in stock:
-                if agreed and not 0 <= (got.get(g) if got.get(g) is not None else -1) <= stock[g]: raise ValueError(f"dialogue {i}: how many of {stock[g]} {g} {me} got is missing, got {got.get(g)}")
+                if agreed: _pieces(i, f"how many {g} {me} got", got.get(g), stock[g])
                 rows.append(dict(pieces=got[g] if agreed else np.nan, wanted=his[g] == max(his.values())))
                 keys.append((i, me, g))
     return pd.DataFrame(rows, pd.MultiIndex.from_tuples(keys, names=["dialogue_id", "camper", "good"]))
 
-# %% ../nbs/24c_divisions.ipynb #48f20930
+# %% ../nbs/24c_divisions.ipynb #2f94c858
 def _trees(X, y, known, who, **objective):  # mean of three seeds
     import lightgbm as lgb
-    return sum(lgb.train(TREES | objective | dict(seed=s), lgb.Dataset(X[known], y[known]), 100).predict(X[who]) / 3 for s in range(3))
+    return sum(lgb.train(TREES | objective | dict(seed=s), lgb.Dataset(X[known], y[known]), 200).predict(X[who]) / 3 for s in range(3))
 
 def _checked(table, y, learn):
     y, learn = np.asarray(y, float), np.asarray(learn, bool)
@@ -200,7 +220,7 @@ def first_guess(
 )->np.ndarray:           # (n, K) probabilities of 0, 1, ... pieces; 0 beyond what there is
     "What boosted trees make of the first half. Nobody's own ending is in his guess, nor the other side's. Fewer than two numbers of pieces to learn from raise ValueError."
     pieces, learn, group = _checked(table, pieces, learn)
-    K, out = int(table.stock.max()) + 1, None
+    K = int(table.stock.max()) + 1
     out = np.zeros((len(table), K))
     for who, known in crossfits(learn, group):
         kinds = np.unique(pieces[known])
@@ -219,7 +239,7 @@ def wanted_guess(table, wanted, learn)->np.ndarray:  # (n,) sums to one over the
         p[who] = _trees(table, wanted, known, who, objective="binary").clip(1e-4)
     return p / pd.Series(p, table.index).groupby(level=["dialogue_id", "camper"]).transform("sum").to_numpy()
 
-# %% ../nbs/24c_divisions.ipynb #dd4c5dc5
+# %% ../nbs/24c_divisions.ipynb #de3fc5dd
 def as_occasions(
     table:pd.DataFrame,  # of `features`
     pieces,              # (n,) what he got; rows with NaN are left out, and counted in the notes
@@ -235,7 +255,7 @@ def as_occasions(
     k = np.arange(mask.shape[1])
     near = np.nan_to_num(np.stack([np.exp(-np.abs(k - col(c)[:, None]) / .5) for c in ("my_last", "his_last")])).mean(0)
     alternative = dict(price=flat(1. + k), usual_price=np.zeros(mask.sum()), taste=np.log(flat(guess[:, :mask.shape[1]])), discount=flat(1 - k / np.maximum(size - 1, 1)[:, None]), own_share=flat(near), own_count=flat((near > .1).astype(float)), loyalty=flat(near), last=flat((k == col("last")[:, None]).astype(float)))
-    past, elsewhere = col("my_asks") + col("his_asks"), np.nan_to_num((table.my_elsewhere + table.his_elsewhere)[t.index].to_numpy() / 2, nan=1.)
+    past, elsewhere = col("my_asks") + col("his_asks"), np.nan_to_num((t.my_elsewhere + t.his_elsewhere).to_numpy() / 2, nan=1.)
     occasion = dict(n_past=past, n_past_all=past + col("turns"), price_level=col("worth"), price_level_all=1 + elsewhere, deal_share=np.clip(.5 + .25 * (col("his_spare") - col("his_need")), 0, 1), mean_quantity=1 + col("my_named"), last_quantity=1 + col("my_most") + 2 * col("his_most"), mean_quantity_all=1 + col("his_named"), **{f"own_{c}": np.zeros(n) for c in OWN})
     products = pd.DataFrame(dict(product_id=k.astype(str), category="pieces"))
     return Occasions.from_arrays(market, np.arange(n).astype(str), ["pieces"], products, np.arange(n), np.zeros(n, int), np.zeros(n, int), np.r_[0, size.cumsum()], flat(k), pieces, np.full(n, np.nan), alternative, occasion, notes={"dialogues without an agreement, left out": lost.get_level_values("dialogue_id").nunique()})
