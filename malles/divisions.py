@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['words_of', 'asks_in', 'View', 'view', 'features', 'endings', 'first_guess', 'wanted_guess', 'as_occasions']
 
-# %% ../nbs/24c_divisions.ipynb #dcea334d
+# %% ../nbs/24c_divisions.ipynb #55e727e1
 import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-# %% ../nbs/24c_divisions.ipynb #268e1ba3
+# %% ../nbs/24c_divisions.ipynb #f2710971
 import numpy as np, pandas as pd
 
-# %% ../nbs/24c_divisions.ipynb #a5e6afda
+# %% ../nbs/24c_divisions.ipynb #68bc5884
 from .dialogues import TREES, crossfits, first_half
 from .occasions import Occasions
 from .tastes import OWN
 
-# %% ../nbs/24c_divisions.ipynb #0fb0c44a
+# %% ../nbs/24c_divisions.ipynb #51ff7b37
 _WORD = re.compile(r"[^\W\d_]{1,40}|\d{1,9}|[.?!;,&\n]")
 _ME, _YOU = set("i me my mine myself we us our im ill ive".split()), set("you your yours yourself u ur youd youll".split())
 _GIVE = set("give gives giving gave offer offers offering spare trade trading sacrifice share part".split())
@@ -57,7 +57,7 @@ def _number(word, before, after, negated, asks):  # pieces, "all", "rest", or No
     if word == "any" and negated or word == "no" and asks: return 0
     return "all" if word == "the" and before in _TAKE else _COUNT.get(word)
 
-# %% ../nbs/24c_divisions.ipynb #565184b6
+# %% ../nbs/24c_divisions.ipynb #d3c4b004
 def asks_in(
     text:str,    # of one message; the first 100,000 characters are read
     stock:dict,  # good -> pieces there are
@@ -90,7 +90,7 @@ def asks_in(
         before = word
     return [tuple(a) for a in asks]
 
-# %% ../nbs/24c_divisions.ipynb #e10b958d
+# %% ../nbs/24c_divisions.ipynb #e59d2b59
 @dataclass(frozen=True)
 class View:
     "The first half of a dialogue as one side sees it."
@@ -100,44 +100,43 @@ class View:
     worth:dict    # good -> what a piece is worth to him
     turns:tuple   # of (his own?, text, what the form asks for: (("I" or "you", good, pieces), ...))
 
-def _need(d, where, *keys):  # d[key][key]...
+def _need(d, where, *keys, kind=object):  # d[key][key]...
     for k in keys:
         if not isinstance(d, dict) or d.get(k) in (None, {}, [], ""): raise ValueError(f"dialogue {where}: {k} is missing")
         d, where = d[k], f"{where}, {k}"
+    if not isinstance(d, kind): raise ValueError(f"dialogue {where}: a {kind.__name__} is missing, got {d!r:.60}")
     return d
 
-def _known(d):  # its id, its two roles, its stock
-    i = _need(d, "(without an id)", "dialogue_id")
-    roles, stock = _need(d, i, "roles"), _need(d, i, "context", "stock")
-    if len(set(roles)) != 2: raise ValueError(f"dialogue {i}: two roles are needed, got {roles}")
-    for g, n in stock.items(): _pieces(i, f"the stock of {g}", n, 1000)
-    return i, roles, stock
-
 def _pieces(i, what, n, most):
-    if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= most: raise ValueError(f"dialogue {i}: {what} is missing, or not a whole number from 0 to {most}: {n!r}")
+    if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= most: raise ValueError(f"dialogue {i}: {what} is missing, or no whole number from 0 to {most}: {n!r:.60}")
     return n
 
-def _worth(d, camper, stock):  # good -> points a piece
-    i = d["dialogue_id"]
-    levels, points = _need(d, i, "context", "participants", camper, "value2issue"), _need(d, i, "context", "points_per_item")
+def _known(d):  # its id, its two roles, its stock
+    i = _need(d, "(without an id)", "dialogue_id", kind=str)
+    roles, stock = _need(d, i, "roles", kind=list), _need(d, i, "context", "stock", kind=dict)
+    if len(roles) != 2 or roles[0] == roles[1]: raise ValueError(f"dialogue {i}: one of two roles is missing, got {roles!r:.60}")
+    return i, roles, {g: _pieces(i, f"the stock of {g}", n, 1000) for g, n in stock.items()}
+
+def _worth(d, i, camper, stock):  # good -> points a piece
+    levels, points = _need(d, i, "context", "participants", camper, "value2issue", kind=dict), _need(d, i, "context", "points_per_item", kind=dict)
     worth = {g: points.get(level) for level, g in levels.items()}
     for g in stock:
-        if worth.get(g) is None: raise ValueError(f"dialogue {i}: what {g} is worth to {camper} is missing")
+        if not isinstance(worth.get(g), (int, float)): raise ValueError(f"dialogue {i}: what {g} is worth to {camper} is missing")
     return {g: float(worth[g]) for g in stock}
 
 def view(dialogue:dict, camper:str)->View:
     "What `camper` sees half way. A record that lacks something raises ValueError with its dialogue and what is missing."
     (i, roles, stock), turns = _known(dialogue), []
     if camper not in roles: raise ValueError(f"dialogue {i}: {camper} is missing among its roles, got {roles}")
-    _need(dialogue, i, "turns")
+    _need(dialogue, i, "turns", kind=list)
     for t in first_half(dialogue):
         if _need(t, f"{i}, a turn", "role") not in roles: raise ValueError(f"dialogue {i}: a turn of {t['role']!r}, who is missing among its roles")
-        form = t.get("deal") or {}
-        asked = tuple((who, g, _pieces(i, f"how many {g} the form asks for", form[k][g], n)) for who, k in (("I", "you_get"), ("you", "they_get")) for g, n in stock.items() if g in form.get(k, {}))
+        forms = [(who, _need(t, f"{i}, a turn", "deal", k, kind=dict)) for who, k in (("I", "you_get"), ("you", "they_get")) if t.get("deal") and k in t["deal"]]
+        asked = tuple((who, g, _pieces(i, f"how many {g} the form asks for", form[g], n)) for who, form in forms for g, n in stock.items() if g in form)
         turns.append((t["role"] == camper, str(t.get("text") or ""), asked))
-    return View(i, camper, dict(stock), _worth(dialogue, camper, stock), tuple(turns))
+    return View(i, camper, stock, _worth(dialogue, i, camper, stock), tuple(turns))
 
-# %% ../nbs/24c_divisions.ipynb #c529235d
+# %% ../nbs/24c_divisions.ipynb #30868813
 _NEED = set("need needs want prefer like love really important must hope hoping short".split())
 _MOST = set("most priority top main first especially highest preferred favorite crucial desperately".split())
 _SPARE = _NOT | set("plenty enough spare without fine already least low lowest nearby".split())
@@ -186,24 +185,23 @@ def features(dialogues:list)->pd.DataFrame:  # one row per (dialogue_id, camper,
     if index.has_duplicates: raise ValueError(f"dialogue {index[index.duplicated()][0][0]} comes twice: an id of its own is missing")
     return pd.DataFrame(rows, index).astype(dict(good="category"))
 
-# %% ../nbs/24c_divisions.ipynb #02746a9e
+# %% ../nbs/24c_divisions.ipynb #beb3c7de
 def endings(dialogues:list)->pd.DataFrame:  # rows of `features`; pieces: what he got, NaN without agreement; wanted: is it what the other wants most?
     "What is to be foreseen. A bad record raises ValueError."
     rows, keys = [], []
     for d in dialogues:
         i, roles, stock = _known(d)
-        agreed = _need(d, i, "outcome").get("agreed")
-        if agreed is None: raise ValueError(f"dialogue {i}: outcome, agreed is missing")
+        agreed = _need(d, i, "outcome", "agreed", kind=bool)
         for me, he in (roles, roles[::-1]):
-            his = _worth(d, he, stock)
-            got = _need(d, i, "outcome", "allocation", me) if agreed else {}
+            his = _worth(d, i, he, stock)
+            got = _need(d, i, "outcome", "allocation", me, kind=dict) if agreed else {}
             for g in stock:
                 if agreed: _pieces(i, f"how many {g} {me} got", got.get(g), stock[g])
                 rows.append(dict(pieces=got[g] if agreed else np.nan, wanted=his[g] == max(his.values())))
                 keys.append((i, me, g))
     return pd.DataFrame(rows, pd.MultiIndex.from_tuples(keys, names=["dialogue_id", "camper", "good"]))
 
-# %% ../nbs/24c_divisions.ipynb #2f94c858
+# %% ../nbs/24c_divisions.ipynb #685e3d7a
 def _trees(X, y, known, who, **objective):  # mean of three seeds
     import lightgbm as lgb
     return sum(lgb.train(TREES | objective | dict(seed=s), lgb.Dataset(X[known], y[known]), 200).predict(X[who]) / 3 for s in range(3))
@@ -239,7 +237,7 @@ def wanted_guess(table, wanted, learn)->np.ndarray:  # (n,) sums to one over the
         p[who] = _trees(table, wanted, known, who, objective="binary").clip(1e-4)
     return p / pd.Series(p, table.index).groupby(level=["dialogue_id", "camper"]).transform("sum").to_numpy()
 
-# %% ../nbs/24c_divisions.ipynb #de3fc5dd
+# %% ../nbs/24c_divisions.ipynb #cf067cfe
 def as_occasions(
     table:pd.DataFrame,  # of `features`
     pieces,              # (n,) what he got; rows with NaN are left out, and counted in the notes
