@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['words_of', 'asks_in', 'View', 'view', 'features', 'endings', 'first_guess', 'wanted_guess', 'as_occasions']
 
-# %% ../nbs/24c_divisions.ipynb #55e727e1
+# %% ../nbs/24c_divisions.ipynb #17774ddf
 import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-# %% ../nbs/24c_divisions.ipynb #f2710971
+# %% ../nbs/24c_divisions.ipynb #151dee78
 import numpy as np, pandas as pd
 
-# %% ../nbs/24c_divisions.ipynb #68bc5884
+# %% ../nbs/24c_divisions.ipynb #9988ff7d
 from .dialogues import TREES, crossfits, first_half
 from .occasions import Occasions
 from .tastes import OWN
 
-# %% ../nbs/24c_divisions.ipynb #51ff7b37
+# %% ../nbs/24c_divisions.ipynb #81319d12
 _WORD = re.compile(r"[^\W\d_]{1,40}|\d{1,9}|[.?!;,&\n]")
 _ME, _YOU = set("i me my mine myself we us our im ill ive".split()), set("you your yours yourself u ur youd youll".split())
 _GIVE = set("give gives giving gave offer offers offering spare trade trading sacrifice share part".split())
@@ -57,7 +57,7 @@ def _number(word, before, after, negated, asks):  # pieces, "all", "rest", or No
     if word == "any" and negated or word == "no" and asks: return 0
     return "all" if word == "the" and before in _TAKE else _COUNT.get(word)
 
-# %% ../nbs/24c_divisions.ipynb #d3c4b004
+# %% ../nbs/24c_divisions.ipynb #48244dc8
 def asks_in(
     text:str,    # of one message; the first 100,000 characters are read
     stock:dict,  # good -> pieces there are
@@ -90,7 +90,7 @@ def asks_in(
         before = word
     return [tuple(a) for a in asks]
 
-# %% ../nbs/24c_divisions.ipynb #e59d2b59
+# %% ../nbs/24c_divisions.ipynb #6b88cf04
 @dataclass(frozen=True)
 class View:
     "The first half of a dialogue as one side sees it."
@@ -136,7 +136,7 @@ def view(dialogue:dict, camper:str)->View:
         turns.append((t["role"] == camper, str(t.get("text") or ""), asked))
     return View(i, camper, stock, _worth(dialogue, i, camper, stock), tuple(turns))
 
-# %% ../nbs/24c_divisions.ipynb #30868813
+# %% ../nbs/24c_divisions.ipynb #e903b92c
 _NEED = set("need needs want prefer like love really important must hope hoping short".split())
 _MOST = set("most priority top main first especially highest preferred favorite crucial desperately".split())
 _SPARE = _NOT | set("plenty enough spare without fine already least low lowest nearby".split())
@@ -185,7 +185,7 @@ def features(dialogues:list)->pd.DataFrame:  # one row per (dialogue_id, camper,
     if index.has_duplicates: raise ValueError(f"dialogue {index[index.duplicated()][0][0]} comes twice: an id of its own is missing")
     return pd.DataFrame(rows, index).astype(dict(good="category"))
 
-# %% ../nbs/24c_divisions.ipynb #beb3c7de
+# %% ../nbs/24c_divisions.ipynb #561b283e
 def endings(dialogues:list)->pd.DataFrame:  # rows of `features`; pieces: what he got, NaN without agreement; wanted: is it what the other wants most?
     "What is to be foreseen. A bad record raises ValueError."
     rows, keys = [], []
@@ -201,7 +201,7 @@ def endings(dialogues:list)->pd.DataFrame:  # rows of `features`; pieces: what h
                 keys.append((i, me, g))
     return pd.DataFrame(rows, pd.MultiIndex.from_tuples(keys, names=["dialogue_id", "camper", "good"]))
 
-# %% ../nbs/24c_divisions.ipynb #685e3d7a
+# %% ../nbs/24c_divisions.ipynb #9afb996c
 def _trees(X, y, known, who, **objective):  # mean of three seeds
     import lightgbm as lgb
     return sum(lgb.train(TREES | objective | dict(seed=s), lgb.Dataset(X[known], y[known]), 200).predict(X[who]) / 3 for s in range(3))
@@ -237,7 +237,7 @@ def wanted_guess(table, wanted, learn)->np.ndarray:  # (n,) sums to one over the
         p[who] = _trees(table, wanted, known, who, objective="binary").clip(1e-4)
     return p / pd.Series(p, table.index).groupby(level=["dialogue_id", "camper"]).transform("sum").to_numpy()
 
-# %% ../nbs/24c_divisions.ipynb #cf067cfe
+# %% ../nbs/24c_divisions.ipynb #1fccbad6
 def as_occasions(
     table:pd.DataFrame,  # of `features`
     pieces,              # (n,) what he got; rows with NaN are left out, and counted in the notes

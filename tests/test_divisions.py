@@ -3,7 +3,8 @@ import copy, time
 import numpy as np
 import pytest
 
-from malles.dialogues import crossfits
+from malles.dialogues import TREES, crossfits
+import malles.divisions
 from malles.divisions import as_occasions, asks_in, endings, features, first_guess, view, wanted_guess
 
 STOCK = dict(Food=3, Water=3, Firewood=3)
@@ -29,8 +30,8 @@ def test_any_goods():
 @pytest.mark.parametrize("piece", ["3 ", "a", "9", "for 3 ", "2 food ", "2 food for me ", "rest food ", "all,", "food ", "give ", "\u0130\ufb03 ", "\0", "fire ", "none of "])
 def test_hostile_text(piece):
     began = time.perf_counter()
-    for n in (100_000, 300_000): asked = asks_in((piece * (n // len(piece) + 1))[:n], STOCK)
-    assert time.perf_counter() - began < 8 and all(0 <= k <= 3 for _, _, k in asked)
+    asked = asks_in(piece * (150_000 // len(piece)), STOCK)
+    assert time.perf_counter() - began < 5 and all(0 <= k <= 3 for _, _, k in asked)
     assert asks_in("x " * 50_000 + "3 food", STOCK) == []      # bounded
 
 
@@ -80,11 +81,15 @@ def many(n, rng):
     return out
 
 
-def test_a_first_guess_learns_without_looking():
-    ds = many(150, np.random.default_rng(0))
+@pytest.fixture
+def few_trees(monkeypatch): monkeypatch.setattr(malles.divisions, "TREES", TREES | dict(num_iterations=40, learning_rate=.1))
+
+@pytest.mark.filterwarnings("ignore:Found `num_iterations`")
+def test_a_first_guess_learns_without_looking(few_trees):
+    ds = many(100, np.random.default_rng(0))
     table, ended = features(ds), endings(ds)
     ids, pieces, wanted = table.index.get_level_values(0), ended.pieces.to_numpy(), ended.wanted.to_numpy()
-    learn, known = ids.isin([f"d{i}" for i in range(110)]), ~np.isnan(pieces)
+    learn, known = ids.isin([f"d{i}" for i in range(70)]), ~np.isnan(pieces)
     guess, wish = first_guess(table, pieces, learn), wanted_guess(table, wanted, learn)
     y = np.where(known, pieces, 0).astype(int)
     hit = (guess.argmax(1) == y)[known & ~learn].mean()
@@ -100,7 +105,8 @@ def test_a_first_guess_learns_without_looking():
     assert np.allclose(np.exp(look.alternative("taste")), guess[known])
 
 
-def test_stocks_may_differ():
+@pytest.mark.filterwarnings("ignore:Found `num_iterations`")
+def test_stocks_may_differ(few_trees):
     ds = many(40, np.random.default_rng(1))
     for d in ds:
         d["context"]["stock"] = dict(STOCK, Water=1)
