@@ -4,7 +4,7 @@
 
 DIR/dialogues.jsonl.gz. Every rival gets the parsed numbers: list price, targets, offers of both sides, turns, acts (`malles.dialogues.features`); the view `seller` goes without the buyer's target.
 Boosting is tuned inside the training folds, for price (absolute error) and agreement (log-loss) apart. `first guess`: boosted trees of fixed settings, three seeds, prices learnt from cuts two turns either way too (`malles.dialogues.first_guess`); nano reads it beside the numbers.
-nano is post-trained on the training folds in its compact dialect, one distribution over seven prices and no deal; its epochs are chosen on a tenth of the training dialogues of each fold, its rate (of 3e-4 and 1e-3) on the first three folds.
+nano is post-trained on the training folds in its compact dialect, cut half way and a turn before and after it, one distribution over seven prices and no deal; its epochs are chosen on a tenth of the training dialogues of each fold, its rate (of 3e-4 and 1e-3) on the first three folds.
 Price error: mean absolute error of price / list price on dialogues that ended in a deal. Intervals are paired and clustered by advertisement (price), or a bootstrap of advertisements (AUC).
 """
 import argparse, gzip, hashlib, json, os, tempfile, time
@@ -36,11 +36,11 @@ def boosted(X, y, test, objective, seed=0):
     return lgb.train(best[1], data(np.arange(len(y))), best[2]).predict(test)
 
 
-def taught(occasions, learn, inner, epochs, seed=0):
-    "nano after so many passes; the pass of the lowest log-loss on the inner dialogues is kept."
+def taught(looks, learn, inner, epochs, seed=0):
+    "nano after so many passes, each over the next of the looks at the same dialogues; the pass of the lowest log-loss on the inner dialogues (first look) is kept."
     lm, best = LM.from_pretrained("nano"), (np.inf, None, 0)
-    rows = concatenate_datasets([to_sft(occasions[learn], seed=1000 + seed * 100 + e) for e in range(epochs)])
-    check = to_sft(occasions[inner], seed=0)
+    rows = concatenate_datasets([to_sft(looks[e % len(looks)][learn], seed=1000 + seed * 100 + e) for e in range(epochs)])
+    check = to_sft(looks[0][inner], seed=0)
     with tempfile.TemporaryDirectory() as work:
         args = ChoiceSFTConfig(work, learning_rate=3e-4, num_train_epochs=1, lr_scheduler_type="linear", warmup_steps=10, adam_beta2=.98, weight_decay=.01, seed=seed, eval_strategy="steps", eval_steps=1 / epochs, save_strategy="steps", save_steps=1 / epochs, save_total_limit=2,
             load_best_model_at_end=True, metric_for_best_model="eval_log_loss", greater_is_better=False, logging_steps=10**9, disable_tqdm=True, batch_tokens=2048)
@@ -58,7 +58,7 @@ def main(a):
     fold = np.array([int(hashlib.sha256(x.encode()).hexdigest(), 16) % 10 for x in ad])
     out = {}
     for view in ("full", "seller"):
-        tables, n = [features(dialogues, view == "full", k) for k in (0, -2, -1, 1, 2)], len(agreed)
+        tables, n = [features(dialogues, view == "full", k) for k in (0, -1, 1, -2, 2)], len(agreed)
         table = tables[0]
         price = {k: np.full(n, np.nan) for k in ("median of all", "half way", "boosting", "first guess", "nano, untaught", "nano")}
         deal = {k: np.full(n, np.nan) for k in ("boosting", "first guess", "nano, untaught", "nano")}
@@ -72,10 +72,11 @@ def main(a):
             X = table.assign(half_way=price_grid(table)[:, 3])
             price["boosting"][test] = boosted(X.iloc[known].reset_index(drop=True), ratio[known], X.iloc[test], "l1")
             deal["boosting"][test] = boosted(X.iloc[learn].reset_index(drop=True), agreed[learn].astype(float), X.iloc[test], "binary")
-            guess = first_guess(tables, agreed, ratio, ~out_, ad)
-            look = as_occasions(table, agreed, ratio, guess)
+            guesses = [first_guess([cut, *(x for x in tables if x is not cut)], agreed, ratio, ~out_, ad) for cut in tables[:3]]
+            looks, guess = [as_occasions(cut, agreed, ratio, g) for cut, g in zip(tables, guesses)], guesses[0]
+            look = looks[0]
             place = np.argsort(look.customer)                                      # occasions are sorted by name; place[i] is the occasion of dialogue i
-            model = taught(look, np.sort(place[np.flatnonzero(~out_ & ~inner)]), np.sort(place[np.flatnonzero(inner)]), a.epochs, k)
+            model = taught(looks, np.sort(place[np.flatnonzero(~out_ & ~inner)]), np.sort(place[np.flatnonzero(inner)]), a.epochs, k)
             told = {"nano, untaught": LMChoice.nano(facts=False, orders=4), "nano": model}
             for name, p in {"first guess": guess[test], **{name: m.predict(look[place[test]]).choice for name, m in told.items()}}.items():
                 deal[name][test], price[name][test] = ending(p, table.iloc[test])

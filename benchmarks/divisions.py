@@ -92,7 +92,7 @@ def main(a):
         wish["first guess"][test] = wanted_guess(table, wanted, ~test)[test]
         print(k, f"{time.time() - t:.0f} s without nano", flush=True)
         look = as_occasions(table, pieces, guess)                                     # occasion i is the i-th row with an agreement
-        told = {"nano, untaught": LMChoice.nano(facts=False, orders=4), "nano": taught(look, np.flatnonzero((learn & ~inner)[agreed]), np.flatnonzero(inner[agreed]), a.epochs, k)}
+        told = {"nano, untaught": LMChoice.nano(facts=False, orders=4), "nano": taught([look], np.flatnonzero((learn & ~inner)[agreed]), np.flatnonzero(inner[agreed]), a.epochs, k)}
         for name, m in told.items(): p[name][ask] = m.predict(look[np.flatnonzero(ask[agreed])]).choice
         done = np.isin(fold, range(k + 1)) & agreed
         print(k, f"{time.time() - t:.0f} s", {name: round(float(scores(v[done], whole[done])["log_loss"].mean()), 4) for name, v in p.items()}, flush=True)
