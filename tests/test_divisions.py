@@ -5,7 +5,8 @@ import pytest
 
 from malles.dialogues import TREES, crossfits
 import malles.divisions
-from malles.divisions import as_occasions, asks_in, endings, features, first_guess, view, wanted_guess
+from malles.asks import asks_in
+from malles.divisions import as_occasions, endings, features, first_guess, view, wanted_guess
 
 STOCK = dict(Food=3, Water=3, Firewood=3)
 
