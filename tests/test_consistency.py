@@ -142,11 +142,12 @@ def test_views_are_read_with_gradient_as_the_model_answers(model):
 
 
 def test_some_steps_lower_the_disagreement(model):
-    occ, fresh, net = market(1), market(5), deepcopy(model.lm.model)
+    shown, fresh, net = [market(k, 15) for k in (1, 2, 3, 4)], market(5), deepcopy(model.lm.model)
     lm, best = LM(net, None, "taught", model.lm.card), torch.optim.Adam(net.parameters(), lr=.005)
     wobble = lambda: disagreement(LMChoice(lm), fresh, 3, ["order"]).jsd["order"]
     before = wobble()
-    for step in range(12):
+    for step in range(24):
+        occ = shown[step % 4]
         views = [read_view(net, packs(occ, seed=2 * step + v), occ.mask.shape[1]) for v in range(2)]
         consistency_loss(*map(torch.stack, zip(*views))).backward()
         best.step(); best.zero_grad()
