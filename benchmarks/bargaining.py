@@ -38,7 +38,7 @@ def boosted(X, y, test, objective, seed=0):
 
 def taught(looks, learn, inner, epochs, seed=0):
     "nano after so many passes, each over the next of the looks at the same dialogues; the pass of the lowest log-loss on the inner dialogues (first look) is kept."
-    lm, best = LM.from_pretrained("nano"), (np.inf, None, 0)
+    lm = LM.from_pretrained("nano")
     rows = concatenate_datasets([to_sft(looks[e % len(looks)][learn], seed=1000 + seed * 100 + e) for e in range(epochs)])
     check = to_sft(looks[0][inner], seed=0)
     with tempfile.TemporaryDirectory() as work:
@@ -74,11 +74,9 @@ def main(a):
             deal["boosting"][test] = boosted(X.iloc[learn].reset_index(drop=True), agreed[learn].astype(float), X.iloc[test], "binary")
             guesses = [first_guess([cut, *(x for x in tables if x is not cut)], agreed, ratio, ~out_, ad) for cut in tables[:3]]
             looks, guess = [as_occasions(cut, agreed, ratio, g) for cut, g in zip(tables, guesses)], guesses[0]
-            look = looks[0]
-            place = np.argsort(look.customer)                                      # occasions are sorted by name; place[i] is the occasion of dialogue i
-            model = taught(looks, np.sort(place[np.flatnonzero(~out_ & ~inner)]), np.sort(place[np.flatnonzero(inner)]), a.epochs, k)
+            model = taught(looks, np.flatnonzero(~out_ & ~inner), np.flatnonzero(inner), a.epochs, k)
             told = {"nano, untaught": LMChoice.nano(facts=False, orders=4), "nano": model}
-            for name, p in {"first guess": guess[test], **{name: m.predict(look[place[test]]).choice for name, m in told.items()}}.items():
+            for name, p in {"first guess": guess[test], **{name: m.predict(looks[0][test]).choice for name, m in told.items()}}.items():
                 deal[name][test], price[name][test] = ending(p, table.iloc[test])
             print(view, k, f"{time.time() - t:.0f} s", flush=True)
         done = fold < a.folds

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np, pandas as pd
 
 # %% ../nbs/24d_divisions.ipynb #9988ff7d
-from .asks import REFUSALS, STOPS, asks_in, words_of
-from .dialogues import TREES, crossfits, first_half
+from .asks import REFUSALS, STOPS, asks_of, words_of
+from .dialogues import crossfits, first_half, trees
 from .occasions import Occasions
 from .tastes import OWN
 
@@ -69,22 +69,23 @@ _MOST = set("most priority top main first especially highest preferred favorite 
 _SPARE = REFUSALS | set("plenty enough spare without fine already least low lowest nearby".split())
 _YES, _NO = set("deal agree agreed sure ok okay yes works fair fine great perfect good".split()), REFUSALS | set("no but sorry unfortunately however instead".split())
 
-def _speech(v:View):  # [(his own?, good, pieces for him)], [(his own?, good, need, most, spare)]
-    "What is asked for, and in which tone goods are named, sentence by sentence."
-    asks, tones = [], []
+def _speech(v:View):  # [(his own?, good, pieces for him)], [(his own?, good, need, most, spare)], {his own?: words of the last turn}
+    "What is asked for, in which tone goods are named, sentence by sentence, and how each side ended."
+    asks, tones, ends = [], [], {}
     for mine, text, form in v.turns:
-        asks += [(mine, g, n if (who == "I") == mine else v.stock[g] - n) for who, g, n in (*asks_in(text, v.stock), *form)]
+        said = words_of(text, v.stock)
+        ends[mine] = {word for word, _ in said}
+        asks += [(mine, g, n if (who == "I") == mine else v.stock[g] - n) for who, g, n in (*asks_of(said, v.stock), *form)]
         named, heard = [], set()
-        for word, good in [*words_of(text, v.stock), (".", None)]:
+        for word, good in [*said, (".", None)]:
             if good: named.append(good)
             heard.add(word)
             if word in STOPS:
                 tones += [(mine, g, *(bool(heard & k) for k in (_NEED, _MOST, _SPARE))) for g in dict.fromkeys(named)]
                 named, heard = [], set()
-    return asks, tones
+    return asks, tones, ends
 
-def _reply(v, mine, who):  # of a side's last turn: does it agree, does it object?
-    heard = {w for w, _ in words_of(next((t for m, t, _ in v.turns[::-1] if m == mine), ""), v.stock)}
+def _reply(heard, who):  # of a side's last turn: does it agree, does it object?
     return {f"{who}_yes": bool(heard & _YES), f"{who}_no": bool(heard & _NO)}
 
 def _side(asks, tones, mine, good, stock, who):  # features of one side's words on one good
@@ -100,8 +101,8 @@ def features(dialogues:list)->pd.DataFrame:  # one row per (dialogue_id, camper,
     rows, keys = [], []
     for d in dialogues:
         for v in (view(d, r) for r in _known(d)[1]):
-            asks, tones = _speech(v)
-            same = dict(turns=len(v.turns), began=v.turns[0][0], speaks=v.turns[-1][0], words=sum(len(t.split()) for m, t, _ in v.turns if m), his_words=sum(len(t.split()) for m, t, _ in v.turns if not m), **_reply(v, True, "my"), **_reply(v, False, "his"))
+            asks, tones, ends = _speech(v)
+            same = dict(turns=len(v.turns), began=v.turns[0][0], speaks=v.turns[-1][0], words=sum(len(t.split()) for m, t, _ in v.turns if m), his_words=sum(len(t.split()) for m, t, _ in v.turns if not m), **_reply(ends.get(True, set()), "my"), **_reply(ends.get(False, set()), "his"))
             mean = np.mean([*v.worth.values()])
             for g, n in v.stock.items():
                 said = [k for _, h, k in asks if h == g]
@@ -129,10 +130,6 @@ def endings(dialogues:list)->pd.DataFrame:  # rows of `features`; pieces: what h
     return pd.DataFrame(rows, pd.MultiIndex.from_tuples(keys, names=["dialogue_id", "camper", "good"]))
 
 # %% ../nbs/24d_divisions.ipynb #9afb996c
-def _trees(X, y, known, who, **objective):  # mean of three seeds
-    import lightgbm as lgb
-    return sum(lgb.train(TREES | objective | dict(seed=s), lgb.Dataset(X[known], y[known]), 200).predict(X[who]) / 3 for s in range(3))
-
 def _checked(table, y, learn):
     y, learn = np.asarray(y, float), np.asarray(learn, bool)
     if len(y) != len(table) or len(learn) != len(table): raise ValueError(f"one ending and one `learn` for each of the {len(table)} rows are needed, got {len(y)} and {len(learn)}")
@@ -150,7 +147,7 @@ def first_guess(
     for who, known in crossfits(learn, group):
         kinds = np.unique(pieces[known])
         if len(kinds) < 2: raise ValueError(f"a first guess needs dialogues that ended with different numbers of pieces to learn from, got {kinds.tolist()}")
-        p = _trees(table, np.searchsorted(kinds, pieces), known, who, objective="multiclass", num_class=len(kinds))
+        p = trees(table[known], np.searchsorted(kinds, pieces[known]), table[who], objective="multiclass", num_class=len(kinds))
         out[np.ix_(who, kinds.astype(int))] = p
     out = np.where(np.arange(K) <= table.stock.to_numpy()[:, None], out.clip(1e-4), 0)
     return out / out.sum(1, keepdims=True)
@@ -161,7 +158,7 @@ def wanted_guess(table, wanted, learn)->np.ndarray:  # (n,) sums to one over the
     p = np.zeros(len(table))
     for who, known in crossfits(learn, group):
         if len(np.unique(wanted[known])) < 2: raise ValueError("a guess at what is wanted needs dialogues to learn from, got none")
-        p[who] = _trees(table, wanted, known, who, objective="binary").clip(1e-4)
+        p[who] = trees(table[known], wanted[known], table[who], objective="binary").clip(1e-4)
     return p / pd.Series(p, table.index).groupby(level=["dialogue_id", "camper"]).transform("sum").to_numpy()
 
 # %% ../nbs/24d_divisions.ipynb #1fccbad6

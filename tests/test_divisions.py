@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from malles.dialogues import TREES, crossfits
-import malles.divisions
+import malles.dialogues
 from malles.asks import asks_in
 from malles.divisions import as_occasions, endings, features, first_guess, view, wanted_guess
 
@@ -83,7 +83,7 @@ def many(n, rng):
 
 
 @pytest.fixture
-def few_trees(monkeypatch): monkeypatch.setattr(malles.divisions, "TREES", TREES | dict(num_iterations=40, learning_rate=.1))
+def few_trees(monkeypatch): monkeypatch.setattr(malles.dialogues, "TREES", TREES | dict(num_iterations=40, learning_rate=.1))
 
 @pytest.mark.filterwarnings("ignore:Found `num_iterations`")
 def test_a_first_guess_learns_without_looking(few_trees):

@@ -36,7 +36,7 @@ def test_notebook(path):
     import nbformat
     cells = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code" and not c.source.startswith(("#| live", "#| slow", "#| gpu"))]
     heard, said = PROCESSES.Pipe(duplex=False)
-    process = PROCESSES.Process(target=execute, args=(path, cells, said), daemon=False)
+    process = PROCESSES.Process(target=execute, args=(path, cells, said))
     process.start()
     said.close()
     try:
