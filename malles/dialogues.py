@@ -117,20 +117,19 @@ def first_guess(
     learn,          # (n,) bool: whose ending is known
     group,          # (n,) dialogues alike, of one advertisement say, stay together
     folds:int=5,
-)->np.ndarray:      # (n, 8) probabilities: `price_grid` and no deal
+)->tuple:           # (n, 8) probabilities: `price_grid` and no deal; (n,) price of a deal, in list prices
     "What boosted trees make of the numbers. Nobody's own ending is in his guess: whoever is learnt from is judged by trees that did not see his group. Fewer than two deals and two failures in what is left to learn from raise ValueError."
     learn, agreed = np.asarray(learn, bool), np.asarray(agreed, bool)
     kind = tables[0].category.dtype
-    X = [t.assign(half_way=price_grid(t)[:, 3], room=np.ptp(anchors(t), axis=1), category=t.category.astype(kind)) for t in tables]
-    deal, price = np.zeros(len(learn)), X[0].half_way.to_numpy().copy()
+    X = [t.assign(half_way=price_grid(t)[:, 3], room=np.ptp(anchors(t), axis=1), **dict(zip(("low", "high"), anchors(t).T)), category=t.category.astype(kind)) for t in tables]
+    deal, price = np.zeros(len(learn)), np.zeros(len(learn))
     for who, known in crossfits(learn, group, folds):
         sold, failed = known & agreed, known & ~agreed
         if min(sold.sum(), failed.sum()) < 2: raise ValueError(f"a first guess needs two deals and two failures outside of each group to learn from, got {sold.sum()} and {failed.sum()}")
-        moved = np.concatenate([ratio[sold] - x.half_way.to_numpy()[sold] for x in X])
         deal[who] = trees(X[0][known], agreed[known].astype(float), X[0][who], objective="binary")
-        price[who] += trees(pd.concat([x[sold] for x in X]), moved, X[0][who], objective="l1")
+        price[who] = trees(pd.concat([x[sold] for x in X]), np.tile(ratio[sold], len(X)), X[0][who], objective="l1")
     spread = max(np.abs(price - ratio)[learn & agreed].mean(), .01)
-    return np.c_[_laid_out(price_grid(tables[0]), price, spread) * deal[:, None], 1 - deal].clip(1e-6)
+    return np.c_[_laid_out(price_grid(tables[0]), price, spread) * deal[:, None], 1 - deal].clip(1e-6), price
 
 # %% ../nbs/24b_dialogues.ipynb #5462f2ea
 def as_occasions(

@@ -63,16 +63,17 @@ def many(n, rng):
 def test_a_first_guess_learns_without_looking():
     ds, agreed, ratio = many(240, np.random.default_rng(0))
     tables, group, learn = [features(ds, later=k) for k in (0, -1, 1)], np.repeat(np.arange(120), 2), np.arange(240) < 180
-    guess = first_guess(tables, agreed, ratio, learn, group)
-    deal, price = ending(guess, tables[0])
+    guess, price = first_guess(tables, agreed, ratio, learn, group)
+    deal, near = ending(guess, tables[0])
+    assert np.abs(near - price)[learn].mean() < .02          # laid out over seven prices and read again
     assert np.allclose(guess.sum(1), 1, atol=1e-4) and deal[~learn][agreed[~learn]].mean() > .75 > .3 > deal[~learn][~agreed[~learn]].mean()
     assert np.abs(price - ratio)[~learn & agreed].mean() < .06
     for other in (np.flatnonzero(~learn), [7]):     # nobody's own ending is in his guess: neither of those asked, nor of those learnt from
         fate, worth = agreed.copy(), ratio.copy()
         fate[other], worth[other] = ~fate[other], np.where(fate[other], np.nan, .5)
-        again = first_guess(tables, fate, worth, learn, group)
-        assert np.allclose(ending(again, tables[0])[0][other], deal[other])
-    assert not np.allclose(ending(again, tables[0])[0], deal)
+        again, priced = first_guess(tables, fate, worth, learn, group)
+        assert np.allclose(1 - again[other, -1], deal[other]) and np.allclose(priced[other], price[other])
+    assert not np.allclose(1 - again[:, -1], deal) and not np.allclose(priced, price)
 
 
 def test_a_first_guess_needs_both_endings():

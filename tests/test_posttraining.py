@@ -326,24 +326,6 @@ def test_a_chat_training_resumes(chat, tmp_path):
     assert digest(half.model) == digest(whole.model)
 
 
-def test_dpo_and_grpo_raise_what_they_climb():
-    "On customers that the training did not meet."
-    from malles.shoppers import sample_world, simulate
-    from malles.occasions import mean_field, with_popularity
-    world = replace(sample_world(np.random.default_rng(4), 4), priced=True, marked=True, absent=0.)
-    occ, _ = simulate(world, 200, 4, rng=1)
-    seen = occ[occ.customer < 120]
-    occ = with_profiles(with_popularity(occ, mean_field(seen), counted=seen))
-    train, test = occ[occ.customer < 120], to_sft(occ[occ.customer >= 120])
-    import tempfile
-    start = judge(LM.from_pretrained("nano"), test)
-    with tempfile.TemporaryDirectory() as out:
-        lm = LM.from_pretrained("nano"); dpo_trainer(lm, to_preference(train), out, max_steps=15).train(); dpo = judge(lm, test)
-        lm = LM.from_pretrained("nano"); grpo_trainer(lm, to_prompts(train), out, max_steps=25, learning_rate=5e-4).train(); grpo = judge(lm, test)
-    assert dpo.expected_score > start.expected_score and grpo.expected_score > start.expected_score
-    assert dpo.readable > .9 and grpo.readable > .9
-
-
 def test_consistency_needs_two_views_and_attention_a_line(tmp_path):
     with pytest.raises(ValueError, match="views=2"): ChoiceSFTConfig(str(tmp_path), consistency_weight=1.)
     with pytest.raises(ValueError, match="fields are"): ChoiceSFTConfig(str(tmp_path), attention_prior="taste .4")
