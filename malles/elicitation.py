@@ -14,7 +14,7 @@ import numpy as np
 # %% ../nbs/13_elicitation.ipynb #df33ac68
 from .occasions import Occasions, with_popularity
 from .predictions import ChoiceModel, Predictions, SUPPORT
-from .tastes import market_facts, with_facts
+from .tastes import guess, market_facts, with_facts
 from .words import WORDS
 from .receipts import with_items
 from .lm import LM
@@ -50,8 +50,10 @@ class LMChoice(ChoiceModel):
         self.facts = self.tilt = None
         if self.reads_facts:
             self.facts = market_facts(occasions)
-            if occasions.market not in (self.lm.card.get("folds") or {}): self.tilt = self._pieces_tilt(occasions)   # a model trained on this market knows its pieces
+            if self._new_to(occasions): self.tilt = self._pieces_tilt(occasions)   # a model trained on this market knows its pieces
         return self
+
+    def _new_to(self, occasions): return occasions.market not in (self.lm.card.get("folds") or {})
 
     def _pieces_tilt(self, occasions, most=100, trust=20):  # (categories, K)
         "How much more often each number is taken than foreseen, from at most so many purchases of a category; the foreseen counts as `trust` purchases."
@@ -115,12 +117,18 @@ class LMChoice(ChoiceModel):
                     for s, (part, *x) in enumerate(zip(parts, *read)):
                         at = s, slice(a, a + len(part)), slice(0, part.mask.shape[1])
                         for total, new in zip((choice, pieces), over_alternatives(part, *x)): total[at] += new / self.orders
-        return [self.told(seen, p, q) for p, q in zip(choice, pieces)]
+        return [self.told(view, p, q) for view, p, q in zip(views, choice, pieces)]
+
+    def pooled(self, seen, choice):  # (n, J)
+        "Half what was read, half the guess that was told, in logs; what was read alone without facts, and on a market that the model was trained on."
+        if self.facts is None or not self._new_to(seen): return choice
+        both = np.sqrt(choice * guess(seen))
+        return both / both.sum(1, keepdims=True)
 
     def told(self, seen, choice, pieces)->Predictions:  # (n, J), (n, J, K)
-        "What was read, as predictions: pieces as often as the market takes them."
+        "What was read, as predictions: shares pooled with the guess, pieces as often as the market takes them."
         pieces[pieces.sum(2) == 0] = 1 / len(SUPPORT)                       # where there is no alternative
         if self.tilt is not None:
             pieces *= self.tilt[seen.category][:, None].astype(np.float32)
             pieces /= pieces.sum(2, keepdims=True)
-        return Predictions(choice, pieces, SUPPORT, name=self.name)
+        return Predictions(self.pooled(seen, choice), pieces, SUPPORT, name=self.name)

@@ -98,16 +98,18 @@ def to_systemone(
 LMChoice.to_systemone = to_systemone
 
 def from_systemone(
+    self,       # the LMChoice that made the requests
     occasions:Occasions,
     told:list,  # answers of the requests of `to_systemone`
 ):              # (n, J) choice probabilities
-    "Answers as choice probabilities, by product id. Raises ValueError where one does not fit its occasion."
+    "Answers as its own choice probabilities, by product id. Raises ValueError where one does not fit its occasion."
     ids, p = occasions.products.product_id.astype(str).to_numpy(), np.zeros(occasions.mask.shape)
     for i, answers in enumerate(told):
         keys, said = ids[occasions.product[i][occasions.mask[i]]].tolist(), answers["choice"]["probabilities"]
         if not set(keys) <= set(said) or len(said) != len(keys) + 1: raise ValueError(f"answer {i} speaks of {', '.join(said)}; the occasion offers {', '.join(keys)}")
         p[i, occasions.mask[i]] = [said[k] for k in keys]
-    return p / p.sum(1, keepdims=True)
+    return self.pooled(self.read(occasions), p / p.sum(1, keepdims=True))
+LMChoice.from_systemone = from_systemone
 
 # %% ../nbs/17_systemone.ipynb #35ff03f4
 SPECK, FLOOR, HUGE, FAR = 1e-4, 200., 1e6, 1e4   # of the marks, of what is not on offer, of the constant, and how far apart scores of attention are
