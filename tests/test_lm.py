@@ -13,7 +13,7 @@ import pytest
 
 from malles.elicitation import LMChoice
 from malles.reading import packs, read_packs
-from malles.tastes import market_facts
+from malles.tastes import guess, market_facts
 from malles.lm import LM, WEIGHTS
 from malles.occasions import Occasions, mean_field, with_popularity
 from malles.network import Recipe, new_model
@@ -171,6 +171,17 @@ def test_fitting_reads_facts_and_changes_no_weight(lm):
     assert all((before[k] == v).all() for k, v in lm.model.state_dict().items())
     assert np.isclose(model.facts.repeat, market_facts(occ).repeat, equal_nan=True).all()
     assert LMChoice(lm, facts=False).fit(occ).facts is None
+
+
+def test_an_answer_is_half_what_was_read_and_half_what_was_told(lm):
+    occ = market()
+    model, dearer = LMChoice(lm).fit(occ), dict(price=occ.price * np.where(np.arange(occ.mask.shape[1]) == 0, 1.3, 1.))
+    seen = model.read(occ)
+    for answer, view in zip(model.what_if(occ, [{}, dearer]), (seen, seen.replace(**dearer))):                # of each scenario its own guess
+        both = np.sqrt(LMChoice(lm).predict(view).choice * guess(view))                                       # what carries the facts is read without being fitted
+        assert np.abs(answer.choice - both / both.sum(1, keepdims=True)).max() < 1e-5
+    taught = LMChoice(LM(lm.model, lm.tokenizer, "taught", lm.card | dict(folds={occ.market: 0}))).fit(occ)
+    assert np.array_equal(taught.pooled(seen, guess(seen) / 2), guess(seen) / 2), "a model that was taught on this market needs no second opinion"
 
 
 def test_pieces_follow_the_crowds_margin(lm):
