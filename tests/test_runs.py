@@ -235,10 +235,12 @@ def test_how_it_ended_is_noted(tmp_path):
 # --- kills. One process loads nano once and forks: each child is a run of its own, killed or not.
 
 KILLS = """
-import os, signal, sys, time, traceback
+import os, signal, sys, threading, time, traceback
 from pathlib import Path
 import numpy as np, torch
+from tqdm.auto import tqdm
 torch.set_num_threads(1)
+tqdm.set_lock(threading.RLock())         # its own lock is one for all forks: whoever is killed with it in hand would stop the others for good
 from malles.cached import Cached
 from malles.crowd import Field
 from malles.digests import code_hash
