@@ -109,15 +109,37 @@ def test_only_safetensors_are_shipped():
     assert not [p for p in (ROOT/"malles").rglob("*") if p.suffix in {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}]
 
 
-@pytest.mark.parametrize("module", ["", *sorted(m for m in map(module_of, LIBRARY) if m and m != "__init__")])
-def test_imports_are_light(module):
+MODULES = ["", *sorted(m for m in map(module_of, LIBRARY) if m and m != "__init__")]
+ALONE = f"""
+import importlib, json, os, sys
+import numpy, pandas                                        # what all of them need; each module then in a process of its own
+for name in sys.argv[1:]:
+    read, write = os.pipe()
+    if not (child := os.fork()):
+        importlib.import_module(name)
+        os.write(write, json.dumps(sorted({{m.split('.')[0] for m in sys.modules}} & {HEAVY!r})).encode())
+        os._exit(0)
+    os.close(write)
+    if os.waitpid(child, 0)[1]: sys.exit(name)
+    print(name, os.read(read, 10_000).decode())
+    os.close(read)
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded():  # module -> heavy libraries that its import loads
+    names = [f"malles.{m}" if m else "malles" for m in MODULES]
+    done = subprocess.run([sys.executable, "-c", ALONE, *names], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {m: set(json.loads(line.split(" ", 1)[1])) for m, line in zip(MODULES, done.stdout.splitlines(), strict=True)}
+
+
+def test_imports_are_light(loaded):
     "Importing a module loads no heavy library, except a room that is about one, and then none of the others."
-    name = f"malles.{module}" if module else "malles"
-    code = f"import sys, {name}; print(' '.join(sorted({{m.split('.')[0] for m in sys.modules}} & {HEAVY!r})))"
-    loaded = set(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split())
-    number = next((p.name for p in LIBRARY if module_of(p) == module), "00")
-    if number < "10" or module in ("", "cli", "bench", "evaluation", "report", "receipts", "contenders"): assert not loaded, f"importing {name} loads {loaded}"
-    assert not loaded & ({"ray", "pysr", "ot", "altair"} | ({"trl"} if module != "trainer" else set())), f"importing {name} loads {loaded}"
+    for module, heavy in loaded.items():
+        number = next((p.name for p in LIBRARY if module_of(p) == module), "00")
+        if number < "10" or module in ("", "cli", "bench", "evaluation", "report", "receipts", "contenders"): assert not heavy, f"importing malles.{module} loads {heavy}"
+        assert not heavy & ({"ray", "pysr", "ot", "altair"} | ({"trl"} if module != "trainer" else set())), f"importing malles.{module} loads {heavy}"
 
 
 def test_no_evaluation_of_outside_data():
