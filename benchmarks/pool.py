@@ -7,32 +7,26 @@ No weight of nano moves. The weight in use, one half for every market (`LMChoice
 import argparse, json, os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np, torch
-from malles.elicitation import LMChoice
+from malles.elicitation import LMChoice, log_pool
 from malles.evaluation import FOLDS, train_and_test, trial_markets
 from malles.market import read_market
 from malles.metrics import clustered_mean
-from malles.tastes import RunningTastes
+from malles.tastes import guess, market_facts, with_facts
 from malles.tuning import log_losses
 
 WEIGHTS = (0, .25, .5, .75, 1)
 
 
-class Reading(LMChoice):
-    "What is read, without the guess."
-    def pooled(self, seen, choice): return choice
-
-
 def main(a):
     torch.set_num_threads(1)
-    out = {}
+    nano, out = LMChoice.nano(), {}                          # never fitted: what carries the facts is read, and pooled with nothing
     for trial in (t for path in a.markets for t in trial_markets(read_market(path)) if t.headline):
         loss, who = {w: [] for w in WEIGHTS}, []
         for fold in a.folds:
             train, test = train_and_test(trial, "customer", fold)
-            read, told = (m.fit(train).predict(test).choice for m in (Reading.nano(), RunningTastes()))
-            for w in WEIGHTS:
-                p = read**w * told**(1 - w)
-                loss[w].append(log_losses(p / p.sum(1, keepdims=True), test.chosen))
+            seen = with_facts(test, market_facts(train))
+            read, told = nano.predict(seen).choice, guess(seen)
+            for w in WEIGHTS: loss[w].append(log_losses(log_pool(read, told, w), test.chosen))
             who.append(test.customers[test.customer])
         loss, who = {w: np.concatenate(v) for w, v in loss.items()}, np.concatenate(who)
         gain, low, high, _ = clustered_mean(loss[.5] - loss[1], who)

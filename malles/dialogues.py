@@ -121,7 +121,10 @@ def first_guess(
     "What boosted trees make of the numbers. Nobody's own ending is in his guess: whoever is learnt from is judged by trees that did not see his group. Fewer than two deals and two failures in what is left to learn from raise ValueError."
     learn, agreed = np.asarray(learn, bool), np.asarray(agreed, bool)
     kind = tables[0].category.dtype
-    X = [t.assign(half_way=price_grid(t)[:, 3], room=np.ptp(anchors(t), axis=1), **dict(zip(("low", "high"), anchors(t).T)), category=t.category.astype(kind)) for t in tables]
+    def asked(t):
+        low, high = anchors(t).T
+        return t.assign(half_way=price_grid(t)[:, 3], room=high - low, low=low, high=high, category=t.category.astype(kind))
+    X = [asked(t) for t in tables]
     deal, price = np.zeros(len(learn)), np.zeros(len(learn))
     for who, known in crossfits(learn, group, folds):
         sold, failed = known & agreed, known & ~agreed

@@ -14,7 +14,7 @@ import numpy as np
 # %% ../nbs/30b_histories.ipynb #h0000004
 from .occasions import Occasions
 from .predictions import ChoiceModel, Predictions, SUPPORT
-from .reading import Past, after_past, at_letters, over_alternatives, packs, read_texts, render_many
+from .reading import Past, after_past, at_letters, packs, read_texts, render_many
 from .elicitation import LMChoice
 from .words import SLOTS
 from .crowd import Field, Settled, settle, slopes
@@ -49,7 +49,7 @@ class Histories(ChoiceModel):
         choice, pieces = np.zeros(view.mask.shape), np.zeros((*view.mask.shape, len(SUPPORT)), np.float32)
         for k, kept in enumerate(self.pasts):
             now = render_many([view], False, self.model.seed + k)
-            for total, new in zip((choice, pieces), over_alternatives(view, *self._answers(k, kept, now), now.order)): total += new / len(self.pasts)
+            for total, new in zip((choice, pieces), self.model.answers(view, *self._answers(k, kept, now), now.order)): total += new / len(self.pasts)
         return self.model.told(view, choice, pieces)
 
     def _answers(self, k, kept, now):  # (n, 12), (n, 12, 20)

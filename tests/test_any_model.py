@@ -98,7 +98,7 @@ def test_averaging_over_orders(model, shop, folders, servers):
     some, parts = shop[:many], [make(model.kind, folders, servers, seed=k).fit(shop) for k in range(many)]
     each = np.array([m.predict(some).choice for m in parts])
     both = make(model.kind, folders, servers, orders=many).fit(shop).predict(some).choice
-    assert np.abs(each.mean(0) - both).max() < (1e-4 if model.kind == "nano" else 1e-5)  # nano pools the average with its guess, and the root of a mean is not quite the mean of roots; apart the orders are by some thousandths
+    assert np.abs(each.mean(0) - both).max() < 1e-5
     assert np.abs(both - each).max() > 1e-4 or model.kind == "stub with logprobs", "the order of the letters changes nothing at all"
 
 

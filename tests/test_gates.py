@@ -114,32 +114,22 @@ ALONE = f"""
 import importlib, json, os, sys
 import numpy, pandas                                        # what all of them need; each module then in a process of its own
 for name in sys.argv[1:]:
-    read, write = os.pipe()
     if not (child := os.fork()):
         importlib.import_module(name)
-        os.write(write, json.dumps(sorted({{m.split('.')[0] for m in sys.modules}} & {HEAVY!r})).encode())
+        print(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}} & {HEAVY!r})), flush=True)
         os._exit(0)
-    os.close(write)
     if os.waitpid(child, 0)[1]: sys.exit(name)
-    print(name, os.read(read, 10_000).decode())
-    os.close(read)
 """
 
 
-@pytest.fixture(scope="module")
-def loaded():  # module -> heavy libraries that its import loads
-    names = [f"malles.{m}" if m else "malles" for m in MODULES]
-    done = subprocess.run([sys.executable, "-c", ALONE, *names], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return {m: set(json.loads(line.split(" ", 1)[1])) for m, line in zip(MODULES, done.stdout.splitlines(), strict=True)}
-
-
-def test_imports_are_light(loaded):
+def test_imports_are_light():
     "Importing a module loads no heavy library, except a room that is about one, and then none of the others."
-    for module, heavy in loaded.items():
-        number = next((p.name for p in LIBRARY if module_of(p) == module), "00")
-        if number < "10" or module in ("", "cli", "bench", "evaluation", "report", "receipts", "contenders"): assert not heavy, f"importing malles.{module} loads {heavy}"
-        assert not heavy & ({"ray", "pysr", "ot", "altair"} | ({"trl"} if module != "trainer" else set())), f"importing malles.{module} loads {heavy}"
+    done = subprocess.run([sys.executable, "-c", ALONE, *(f"malles.{m}" if m else "malles" for m in MODULES)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for module, line in zip(MODULES, done.stdout.splitlines(), strict=True):
+        loaded, number = set(json.loads(line)), next((p.name for p in LIBRARY if module_of(p) == module), "00")
+        if number < "10" or module in ("", "cli", "bench", "evaluation", "report", "receipts", "contenders"): assert not loaded, f"importing malles.{module} loads {loaded}"
+        assert not loaded & ({"ray", "pysr", "ot", "altair"} | ({"trl"} if module != "trainer" else set())), f"importing malles.{module} loads {loaded}"
 
 
 def test_no_evaluation_of_outside_data():
