@@ -128,8 +128,8 @@ class LMChoice(ChoiceModel):
         return [self.told(seen, p, q) for p, q in zip(choice, pieces)]
 
     def pooled(self, seen, choice):  # (n, J)
-        "Half what was read, half the guess that was told, in logs; what was read alone without facts, and on a market that the model was trained on."
-        if self.facts is None or not self._new_to(seen): return choice
+        "Half what was read, half the guess that was told, in logs; what was read alone without facts."
+        if "taste" not in seen.log.alternative: return choice
         return log_pool(choice, guess(seen))
 
     def answers(self, seen, letters, pieces, order):  # (n, J), (n, J, K)

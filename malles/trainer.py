@@ -74,6 +74,7 @@ def collate(rows, views:int=1):
     flat = lambda key, *shape: torch.from_numpy(np.concatenate([np.asarray(r[key], int) for r in rows]).reshape(-1, *shape))
     each = lambda key: torch.from_numpy(np.repeat(np.array([r[key] for r in rows]), count, 0))
     return dict(input_ids=wide("input_ids", 0), labels=wide("labels", -100), row=torch.arange(len(rows)).repeat_interleave(torch.tensor(count)), at=flat("at", len(SLOTS)), order=flat("order", len(SLOTS)),
+        told=torch.tensor(np.concatenate([r["told"] for r in rows]), dtype=torch.float32).reshape(-1, len(SLOTS)),
         taken=flat("taken"), piece_at=flat("piece_at"), pieces=flat("pieces"), word=each("word"), piece_word=each("piece_word"), weight=each("weight").float(), category=[r["category"] for r in rows for _ in r["taken"]])
 
 # %% ../nbs/16b_trainer.ipynb #a1c9d9f4
@@ -85,7 +86,8 @@ def decision_losses(
     "Cross-entropies of the decisions in a batch."
     find = lambda t: torch.searchsorted(places, t.clamp(min=0).contiguous())
     row, there = batch["row"], batch["at"] >= 0
-    scores = logits[row[:, None], find(batch["at"]), batch["word"]].float().masked_fill(~there, -1e9)
+    scores = logits[row[:, None], find(batch["at"]), batch["word"]].float()
+    scores = torch.where(batch["told"].isnan(), scores, (scores + batch["told"]) / 2).masked_fill(~there, -1e9)   # what LMChoice answers: `log_pool`
     known = batch["taken"] >= 0
     choice = torch.where(known, -scores.log_softmax(-1).gather(1, batch["taken"].clamp(min=0)[:, None])[:, 0], 0.)
     told = (batch["piece_at"] >= 0) & (batch["pieces"] > 0)

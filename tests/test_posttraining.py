@@ -20,6 +20,7 @@ from malles.posttraining import PostTrained, held_out, last_whole, posttrain_fol
 from malles.profiles import with_profiles
 from malles.receipts import with_items
 from malles.rewards import REWARDS, dpo_trainer, grpo_trainer, judge
+from malles.tastes import market_facts, with_facts
 from malles.trainer import ChoiceSFTConfig, ChoiceSFTTrainer, TextBatches, collate, decision_losses, read_places
 from malles.validation import unseen_market
 from malles.words import ID, SLOTS, WORDS
@@ -37,9 +38,10 @@ def town():
 def digest(model): return hashlib.sha256(b"".join(v.detach().contiguous().numpy().tobytes() for _, v in sorted(model.state_dict().items()))).hexdigest()
 
 
-@pytest.mark.parametrize("k", [3, 7, 11])
-def test_the_loss_is_minus_the_log_of_what_the_model_answers(k):
+@pytest.mark.parametrize("k, facts", [(3, False), (7, False), (11, False), (3, True), (7, True)])
+def test_the_loss_is_minus_the_log_of_what_the_model_answers(k, facts):
     occ, lm = unseen_market(k), LM.from_pretrained("nano")
+    if facts: occ = with_facts(occ, market_facts(occ))
     occ = occ[(occ.chosen >= 0) & (occ.category == occ.category[0])]
     batch = collate(list(to_sft(occ)))
     places = read_places(batch)
