@@ -27,7 +27,7 @@ def main():
     a = a.parse_args()
     torch.set_num_threads(1); start = time.process_time()
     towns = [town(1000 + k, name=f"town{k}") for k in range(3)]
-    with tempfile.TemporaryDirectory() as folder: taught = LMChoice(LM.from_pretrained(str(posttrain_fold(towns, 0, f"{folder}/fold0", PostRecipe(epochs=3, rate=5e-4), progress=False))))
+    with tempfile.TemporaryDirectory() as folder: taught = LMChoice(LM.from_pretrained(str(posttrain_fold(towns, 0, f"{folder}/fold0", PostRecipe(epochs=3), progress=False))))
     taught.name = "nano+post"
     models = [Simulator(), Uniform(), Logit(), RunningTastes(), LMChoice.nano(), taught]
     if a.model:

@@ -625,7 +625,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'malles.laws.admit_transactions': ('laws.html#admit_transactions', 'malles/laws.py'),
                              'malles.laws.check_known': ('laws.html#check_known', 'malles/laws.py')},
             'malles.lessons': { 'malles.lessons.PostRecipe': ('lessons.html#postrecipe', 'malles/lessons.py'),
-                                'malles.lessons.PostRecipe.__post_init__': ('lessons.html#postrecipe.__post_init__', 'malles/lessons.py'),
                                 'malles.lessons._strangely': ('lessons.html#_strangely', 'malles/lessons.py'),
                                 'malles.lessons.inner_customers': ('lessons.html#inner_customers', 'malles/lessons.py'),
                                 'malles.lessons.lessons': ('lessons.html#lessons', 'malles/lessons.py'),

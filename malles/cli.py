@@ -53,7 +53,7 @@ def parser():
         ("--markets", dict(nargs="+", required=True, metavar="DIR", help="market folders, taught together")), out, seed, few,
         ("--base", dict(default="nano", metavar="NAME|DIR", help="the model that is taught: nano, or a checkpoint folder (default nano)")),
         ("--folds", dict(nargs="+", type=int, choices=range(5), default=list(range(5)), help="models to make (default: all five)")),
-        ("--epochs", dict(type=whole(1), default=5, help="passes over the purchases (default 5)")), ("--rate", dict(type=float, default=1.5e-4, help="peak learning rate (default 1.5e-4); a large market bears more")), ("--lora", dict(type=whole(0), default=0, metavar="RANK", help="train adapters of this rank (default: all weights)")),
+        ("--epochs", dict(type=whole(1), default=5, help="passes over the purchases (default 5)")), ("--lora", dict(type=whole(0), default=0, metavar="RANK", help="train adapters of this rank (default: all weights)")),
         ("--attention", dict(default="", metavar="LINE", help="attention prior, such as 'price .4, quantity history .2' (default: none)")), ("--consistency", dict(type=float, default=0., metavar="WEIGHT", help="of the divergence between renderings (default 0)")))
     command("simulate", "Make a market of customers with known tastes; the truth is written beside the records.", out, seed,
         ("--customers", dict(type=whole(1), default=400, help="households and resellers (default 400)")), ("--categories", dict(type=int, default=4, help="retail categories, 1 to 8 (default 4)")),
@@ -148,7 +148,7 @@ def posttrain(args):
     from malles.posttraining import posttrain
     if args.out.exists() and not args.out.is_dir(): raise ValueError(f"--out {args.out}: is a file, expected a folder")
     _, trials, _ = _trials(args.markets, args)
-    recipe = PostRecipe(epochs=args.epochs, rate=args.rate, lora=args.lora, attention=args.attention, consistency=args.consistency, seed=args.seed)
+    recipe = PostRecipe(epochs=args.epochs, lora=args.lora, attention=args.attention, consistency=args.consistency, seed=args.seed)
     table = posttrain([t.occasions for t in trials if t.headline], args.out, args.folds, recipe, args.base, progress=not args.quiet)
     print(table.reset_index().to_json(orient="records") if args.json else f"log-loss on customers that neither has seen (nats per choice)\n{table.round(4).to_string()}\n{args.out}")
     return 0

@@ -24,10 +24,10 @@ from .decisions import to_sft
 # %% ../nbs/16c_lessons.ipynb #5895a18a
 @dataclass(frozen=True)
 class PostRecipe:
-    "Settings of a post-training. Raises ValueError for a learning rate of 0 or less."
+    "Settings of a post-training."
     epochs:int = 5            # passes over the purchases, each with other letters
-    rate:float = 1.5e-4       # peak learning rate
-    word_rate:float = 3e-3    # that of the product words, which begin with nothing
+    rate:float = 5e-4         # peak learning rate
+    word_rate:float = 6.      # how much faster product words learn
     stay_close:float = 0.     # pull towards the base model, as a multiple of the learning rate
     temperature:float = 1.    # a category of n purchases counts n ** temperature: 1 as they come, 0 all alike
     items:int = 20            # purchases that a product needs for a word of its own
@@ -38,9 +38,6 @@ class PostRecipe:
     attention:str = ""        # the attention prior in one line; empty: none
     consistency:float = 0.    # weight of the divergence between two renderings
     seed:int = 0
-
-    def __post_init__(self):
-        if not self.rate > 0: raise ValueError(f"a learning rate must be above 0, got {self.rate}")
 
 def inner_customers(
     occasions:Occasions,

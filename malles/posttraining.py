@@ -69,7 +69,7 @@ def posttrain_fold(
     work.mkdir(parents=True, exist_ok=True)
     if not (work/"card.json").exists(): replace_file(work/"card.json", lambda p: Path(p).write_text(json.dumps(card)))
     if json.loads((work/"card.json").read_text()) != card: raise ValueError(f"{work}: a training of other data or another recipe was stopped there; choose another folder")
-    args = ChoiceSFTConfig(str(work), learning_rate=recipe.rate, num_train_epochs=1, lr_scheduler_type="linear", warmup_steps=20, adam_beta2=.98, seed=recipe.seed, stay_close=recipe.stay_close, word_rate=recipe.word_rate / recipe.rate,
+    args = ChoiceSFTConfig(str(work), learning_rate=recipe.rate, num_train_epochs=1, lr_scheduler_type="linear", warmup_steps=20, adam_beta2=.98, seed=recipe.seed, stay_close=recipe.stay_close, word_rate=recipe.word_rate,
         attention_prior=recipe.attention, consistency_weight=recipe.consistency, views=2 if recipe.consistency else 1, eval_strategy="steps", eval_steps=1 / recipe.epochs, save_strategy="steps", save_steps=1 / recipe.epochs,
         save_total_limit=2, load_best_model_at_end=True, metric_for_best_model="eval_log_loss", greater_is_better=False, logging_steps=10**9, disable_tqdm=True)
     trainer = ChoiceSFTTrainer(lm.model, args, train, inner, processing_class=lm.tokenizer, peft_config=_adapters(lm, recipe))

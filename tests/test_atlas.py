@@ -22,7 +22,7 @@ from malles.predictions import Dirichlet, Popularity, Uniform
 from malles.shoppers import sample_world, simulate
 from malles.words import WORDS
 
-SHORT = PostRecipe(epochs=1, rate=5e-4, items=10**9)
+SHORT = PostRecipe(epochs=1, items=10**9)
 
 
 def market(k, name="town", households=40):
