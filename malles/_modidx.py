@@ -858,6 +858,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'malles.posttraining._bar': ('posttraining.html#_bar', 'malles/posttraining.py'),
                                      'malles.posttraining._one_fold': ('posttraining.html#_one_fold', 'malles/posttraining.py'),
                                      'malles.posttraining.held_out': ('posttraining.html#held_out', 'malles/posttraining.py'),
+                                     'malles.posttraining.keep_last': ('posttraining.html#keep_last', 'malles/posttraining.py'),
                                      'malles.posttraining.last_whole': ('posttraining.html#last_whole', 'malles/posttraining.py'),
                                      'malles.posttraining.lessons_hash': ('posttraining.html#lessons_hash', 'malles/posttraining.py'),
                                      'malles.posttraining.posttrain': ('posttraining.html#posttrain', 'malles/posttraining.py'),

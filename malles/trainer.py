@@ -161,7 +161,8 @@ class ChoiceSFTTrainer(SFTTrainer):
             choice, pieces, said, text, scores = decision_losses(logits, places, inputs)
             weight = inputs["weight"]
             if not train:
-                for c, x in zip(inputs["category"], choice.detach().tolist()): self.sums[c] += (x, 1)
+                for c, t, x in zip(inputs["category"], inputs["row"].tolist(), choice.detach().tolist()): self.sums[c, self.batches_judged, t] += (x, 1)
+                self.batches_judged += 1
                 return choice.mean()
             of_text = torch.zeros(len(inputs["input_ids"])).to(weight).scatter(0, inputs["row"], weight)
             loss = ((choice + args.pieces_weight * pieces) * weight).sum() + args.said_weight * (said * of_text[text]).sum()
@@ -181,10 +182,11 @@ class ChoiceSFTTrainer(SFTTrainer):
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kw):
         self.sums.clear()
+        self.batches_judged = 0
         out = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kw)
         from accelerate.utils import gather_object
         total = defaultdict(lambda: np.zeros(2))
-        for c, x in gather_object(list(self.sums.items())): total[c] += x
+        for (c, *_), x in gather_object(list(self.sums.items())): total[c] += x
         for c, (x, n) in total.items(): out.metrics[f"{metric_key_prefix}_log_loss/{c}"] = float(x / n)
         out.metrics[f"{metric_key_prefix}_log_loss"] = float(np.mean([x / n for x, n in total.values()]))
         return out
