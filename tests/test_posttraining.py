@@ -1,5 +1,5 @@
 """Post-training: exact likelihoods, batches, kill and resume, several processes, chat models, what a model may see."""
-import hashlib, json, os, random, signal, subprocess, sys, time
+import hashlib, json, os, random, signal, subprocess, sys, time, types
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from malles.lm import LM
 from malles.market import fold_of
 from malles.populations import simulate_population
 from malles.lessons import PostRecipe, inner_customers, lessons, own_words, parts, with_more_words
-from malles.posttraining import PostTrained, held_out, last_whole, posttrain_fold
+from malles.posttraining import PostTrained, held_out, keep_last, last_whole, posttrain_fold
 from malles.profiles import with_profiles
 from malles.receipts import with_items
 from malles.rewards import REWARDS, dpo_trainer, grpo_trainer, judge
@@ -184,6 +184,25 @@ def script(tmp_path, inject="", recipe=""):
     path = tmp_path/"train.py"
     path.write_text(TRAIN.format(inject=inject, recipe=recipe))
     return [sys.executable, str(path)]
+
+
+@pytest.mark.parametrize("worse, spread, kept", [(0., 0., "checkpoint-2"), (.1, 1., "checkpoint-2"), (.1, .1, "checkpoint-1"), (-.1, .1, "checkpoint-2")])
+def test_the_last_epoch_is_kept_unless_it_is_clearly_worse(tmp_path, worse, spread, kept):
+    for k in (1, 2):
+        (tmp_path/f"checkpoint-{k}").mkdir()
+        (tmp_path/f"checkpoint-{k}"/"trainer_state.json").write_text("{}")
+    noise = np.random.default_rng(0).standard_normal(60)
+    gap = worse + spread * (noise - noise.mean())
+    class Trainer:
+        args = types.SimpleNamespace(output_dir=str(tmp_path))
+        state = types.SimpleNamespace(best_model_checkpoint=str(tmp_path/"checkpoint-1"))
+        def _load_best_model(self): self.loaded = Path(self.state.best_model_checkpoint).name
+        def get_eval_dataloader(self): pass
+        def evaluation_loop(self, *a, **kw): self.sums = {(c, 0, t): np.array([2 * (1 + (self.loaded == "checkpoint-2") * gap[30 * c + t]), 2]) for c in (0, 1) for t in range(30)}
+    trainer = Trainer()
+    trainer._load_best_model()
+    keep_last(trainer)
+    assert trainer.loaded == kept == Path(trainer.state.best_model_checkpoint).name
 
 
 @pytest.mark.parametrize("recipe", ["", "lora=4"])
