@@ -129,7 +129,7 @@ class LMChoice(ChoiceModel):
 
     def pooled(self, seen, choice):  # (n, J)
         "Half what was read, half the guess that was told, in logs; what was read alone without facts."
-        if "taste" not in seen.log.alternative: return choice
+        if self.facts is None: return choice
         return log_pool(choice, guess(seen))
 
     def answers(self, seen, letters, pieces, order):  # (n, J), (n, J, K)
