@@ -33,7 +33,7 @@ def last_whole(folder):  # path of the last checkpoint that was written to its e
     return next((p for p in sorted(Path(folder).glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])) if whole(p)), None)
 
 def keep_last(trainer):
-    "The best epoch was loaded; take the last instead, unless it is worse on the inner customers by more than a standard error."
+    "The best epoch was loaded; take the last instead, unless it is clearly worse on the inner customers: by more than two standard errors."
     best, last = trainer.state.best_model_checkpoint, str(last_whole(trainer.args.output_dir))
     if best == last: return
     def judged():
@@ -47,7 +47,7 @@ def keep_last(trainer):
     mean, square = [], []
     for d, n in (np.transpose(x) for x in gap.values()):                       # by text: the purchases of a household go together
         mean.append(d.sum() / n.sum()); square.append(((d - n * mean[-1])**2).sum() / n.sum()**2)
-    if np.mean(mean) <= np.sqrt(np.sum(square)) / len(square): return
+    if np.mean(mean) <= 2 * np.sqrt(np.sum(square)) / len(square): return
     trainer.state.best_model_checkpoint = best
     trainer._load_best_model()
 
