@@ -38,7 +38,7 @@ def taught(spring, pictures, autumn, new_pictures, epochs, images=True, frozen=F
         words = lm.card["items"]
         if frozen: lm.model.requires_grad_(False); lm.model.image_words.requires_grad_(True)
     seen, inner, _ = parts(spring, 0)
-    train, _ = lessons([seen, seen.without("popularity")], [inner], words, PostRecipe(epochs=epochs, nameless=0. if frozen else 1 / epochs))
+    train, _ = lessons([seen.without("taste"), seen.without("popularity", "taste")], [inner], words, PostRecipe(epochs=epochs, nameless=0. if frozen else 1 / epochs))
     with tempfile.TemporaryDirectory() as work:
         args = ChoiceSFTConfig(work, learning_rate=5e-3 if frozen else 1e-3, num_train_epochs=1, lr_scheduler_type="linear", warmup_steps=10, adam_beta2=.98, save_strategy="no", disable_tqdm=True, logging_steps=10**9)
         start = time.time()
