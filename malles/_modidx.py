@@ -460,7 +460,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'malles.elicitation': { 'malles.elicitation.LMChoice': ('elicitation.html#lmchoice', 'malles/elicitation.py'),
                                     'malles.elicitation.LMChoice.__init__': ('elicitation.html#lmchoice.__init__', 'malles/elicitation.py'),
                                     'malles.elicitation.LMChoice._ask': ('elicitation.html#lmchoice._ask', 'malles/elicitation.py'),
-                                    'malles.elicitation.LMChoice._new_to': ('elicitation.html#lmchoice._new_to', 'malles/elicitation.py'),
                                     'malles.elicitation.LMChoice._pieces_tilt': ( 'elicitation.html#lmchoice._pieces_tilt',
                                                                                   'malles/elicitation.py'),
                                     'malles.elicitation.LMChoice._views': ('elicitation.html#lmchoice._views', 'malles/elicitation.py'),

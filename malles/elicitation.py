@@ -58,10 +58,8 @@ class LMChoice(ChoiceModel):
         self.facts = self.tilt = None
         if self.reads_facts:
             self.facts = market_facts(occasions)
-            if self._new_to(occasions): self.tilt = self._pieces_tilt(occasions)   # a model trained on this market knows its pieces
+            if occasions.market not in (self.lm.card.get("folds") or {}): self.tilt = self._pieces_tilt(occasions)   # a model trained on this market knows its pieces
         return self
-
-    def _new_to(self, occasions): return occasions.market not in (self.lm.card.get("folds") or {})
 
     def _pieces_tilt(self, occasions, most=100, trust=20):  # (categories, K)
         "How much more often each number is taken than foreseen, from at most so many purchases of a category; the foreseen counts as `trust` purchases."

@@ -71,10 +71,10 @@ def collate(rows, views:int=1):
     rows = [rows[k] for v in range(views) for k in range(v, len(rows), views)]
     count, T = [len(r["taken"]) for r in rows], max(len(r["input_ids"]) for r in rows)
     wide = lambda key, fill: torch.from_numpy(np.stack([np.pad(np.asarray(r[key], int), (0, T - len(r[key])), constant_values=fill) for r in rows]))
-    flat = lambda key, *shape: torch.from_numpy(np.concatenate([np.asarray(r[key], int) for r in rows]).reshape(-1, *shape))
+    flat = lambda key, *shape, kind=int: torch.from_numpy(np.concatenate([np.asarray(r[key], kind) for r in rows]).reshape(-1, *shape))
     each = lambda key: torch.from_numpy(np.repeat(np.array([r[key] for r in rows]), count, 0))
     return dict(input_ids=wide("input_ids", 0), labels=wide("labels", -100), row=torch.arange(len(rows)).repeat_interleave(torch.tensor(count)), at=flat("at", len(SLOTS)), order=flat("order", len(SLOTS)),
-        told=torch.tensor(np.concatenate([r["told"] for r in rows]), dtype=torch.float32).reshape(-1, len(SLOTS)),
+        told=flat("told", len(SLOTS), kind=np.float32),
         taken=flat("taken"), piece_at=flat("piece_at"), pieces=flat("pieces"), word=each("word"), piece_word=each("piece_word"), weight=each("weight").float(), category=[r["category"] for r in rows for _ in r["taken"]])
 
 # %% ../nbs/16b_trainer.ipynb #a1c9d9f4
