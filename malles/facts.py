@@ -32,7 +32,7 @@ class MarketFacts:
     single:np.ndarray     # (categories,) share of purchases of one piece
     together:tuple        # per category: (K,) its most bought products, (K, K) how tastes for them go together, their mean variance being one
     categories:np.ndarray # (categories,) names
-    weights:np.ndarray=None # (categories, 12) of the terms of the guess, and
+    weights:np.ndarray=None # (categories, 13) of the terms of the guess, and
     offset:np.ndarray=None  # (products,) nats, and
     before:tuple=None       # per category: mean (K + 4,) and covariance of what a household wants that nobody knows: what notebook 08b adds to the moments
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPREAD', 'ALIKE', 'LEANINGS', 'PASSES', 'AS_THEY_COME', 'GIVE', 'MOMENTS', 'OWN', 'taste_spread', 'stay_bonus',
-           'update', 'own_tastes', 'market_facts', 'with_facts', 'as_stranger', 'worth', 'guess', 'RunningTastes']
+           'update', 'own_tastes', 'foreseen', 'market_facts', 'with_facts', 'as_stranger', 'worth', 'guess',
+           'RunningTastes']
 
 # %% ../nbs/08b_tastes.ipynb #72f67d73
 from dataclasses import replace
@@ -16,6 +17,7 @@ import numpy as np
 from .occasions import Occasions, with_popularity
 from .predictions import ChoiceModel, Predictions, softmax
 from .facts import MarketFacts, crowd_share, expected_share, log_price, market_moments, moves, shown
+from .mixed import normal_points
 
 # %% ../nbs/08b_tastes.ipynb #3d0854ee
 SPREAD = np.array([0, .25, .5, .75, 1, 1.5, 2, 2.5, 3, 4, 5, 7])                                    # standard deviation of tastes, nats
@@ -53,15 +55,15 @@ def own_tastes(
     occasions:Occasions,   # with profiles and popularity; every household in it is followed from its first purchase on
     facts:MarketFacts,
     room:int=20_000_000,   # numbers held at a time
-):                         # (M,) tastes of the log's alternatives, (N, 4) leanings, (N,) how much the one towards prices was put to the test; NaN for others
+):                         # (M,) tastes of the log's alternatives, (M,) what doubt about tastes and leanings adds to their log probabilities, (N, 4) leanings, (N,) how much the one towards prices was put to the test; NaN for others
     "Tastes and leanings of each household before each of its occasions."
     columns = _columns(occasions)
     for _ in _lots(occasions, facts, columns, room): pass
     return columns
 
 def _columns(occasions):
-    N = len(occasions.log.offsets) - 1
-    return np.full(occasions.log.offsets[-1], np.nan), np.full((N, len(LEANINGS)), np.nan), np.full(N, np.nan)
+    M, N = occasions.log.offsets[-1], len(occasions.log.offsets) - 1
+    return np.full(M, np.nan), np.full(M, np.nan), np.full((N, len(LEANINGS)), np.nan), np.full(N, np.nan)
 
 def _lots(
     occasions, facts, columns,
@@ -99,7 +101,27 @@ def _positive(mean, sd):  # mean of a normal variable that is known to be positi
     z = mean / np.maximum(sd, 1e-9)
     return np.where(sd > 1e-9, mean + sd * np.exp(-z**2 / 2 - .5 * np.log(2 * np.pi) - log_ndtr(z)), np.maximum(mean, 0))
 
-def _follow(log, facts, place, width, starts, size, taste, lean, tested):
+def foreseen(
+    v,              # (n, J) expected utilities (-50: not there)
+    S,              # (n, J, J) their covariance
+    points:int=64,
+):                  # (n, J) probabilities
+    "The mean softmax of normal utilities, over Sobol points (Train 2009, chapter 9)."
+    size, along = np.linalg.eigh(S)
+    root = along * np.sqrt(np.maximum(size, 0))[:, None]
+    return sum(softmax(v + root @ z) for z in normal_points(points, v.shape[1])) / points
+
+def _on_offer(one, facts, at, last, b, P):  # (n, J), (n, D, J), (n, J, J)
+    "Utilities of what is on offer to each household, their covariance with all that it wants, and with each other."
+    mask, D = one.mask, b.shape[1]
+    width = D - len(LEANINGS)
+    again = (at == last[:, None]) & (last < width - 1)[:, None]
+    Z = _leant(one, facts.usual, again)
+    v = np.log(np.where(mask, crowd_share(one), 1)) + np.take_along_axis(b, at, 1) + np.einsum("nk,nkj->nj", b[:, width:], Z)
+    side = np.where(mask[:, None], np.take_along_axis(P, at[:, None], 2), 0) + P[:, :, width:] @ Z
+    return np.where(mask, v, -50), side, np.where(mask[..., None], np.take_along_axis(side, at[..., None], 1), 0) + Z.transpose(0, 2, 1) @ side[:, width:]
+
+def _follow(log, facts, place, width, starts, size, taste, doubt, lean, tested):
     "Fill in the columns for some households, visit by visit; what each is left with: (H, D) means, (H, D, D) covariances."
     o = log.occasion
     c = o["category"][starts]
@@ -108,41 +130,41 @@ def _follow(log, facts, place, width, starts, size, taste, lean, tested):
     for k, (mean, cov) in enumerate(_before(facts)):
         h, at = np.flatnonzero(c == k), _places(len(mean), width)
         b[h[:, None], at], P[h[:, None, None], at[:, None], at] = mean, cov
-    unknown, price, last, frozen = P[:, width, width].copy(), P[:, width, width].copy(), np.full(len(starts), width - 1), None
+    unknown, last = P[:, width, width].copy(), np.full(len(starts), width - 1)
+    frozen = b.copy(), P.copy(), last.copy()
     for t in range(size.max(initial=0)):
         h = np.flatnonzero(size > t)
         rows = starts[h] + t
         one = Occasions(log, rows)
         mask, at = one.mask, np.where(one.mask, place[np.maximum(one.product, 0).astype(int)], width - 1)
         fresh = (o["past_stop"][rows] == rows) | (t == 0) | (not log.ordered)                  # else: at one time with the visit before
-        if frozen is None: frozen = b.copy(), price.copy(), last.copy()
-        for old, now in zip(frozen, (b, price, last)): old[h[fresh]] = now[h[fresh]]
-        taste[one._grid[0][mask]] = frozen[0][h[:, None], at][mask]
-        lean[rows], tested[rows] = frozen[0][h, width:], 1 / frozen[1][h] - 1 / unknown[h]
-        lean[rows, 0] = _positive(lean[rows, 0], np.sqrt(frozen[1][h]))
+        for old, now in zip(frozen, (b, P, last)): old[h[fresh]] = now[h[fresh]]
+        here, known = one._grid[0][mask], [x[h] for x in frozen]
+        taste[here] = np.take_along_axis(known[0], at, 1)[mask]
+        spread = known[1][:, width, width]
+        lean[rows], tested[rows] = known[0][:, width:], 1 / spread - 1 / unknown[h]
+        lean[rows, 0] = _positive(lean[rows, 0], np.sqrt(spread))
+        if doubt is not None:
+            v, _, S = _on_offer(one, facts, at, known[2], *known[:2])
+            doubt[here] = (np.log(foreseen(v, S)) - np.log(softmax(v)))[mask]
         bought = one.chosen >= 0
         if not bought.any(): continue
         one, h, at = one[bought], h[bought], at[bought][:, :one[bought].mask.shape[1]]
-        mask, i = one.mask, np.arange(len(one))
-        again = (at == last[h][:, None]) & (last[h] < width - 1)[:, None]
-        Z = _leant(one, facts.usual, again)
-        v = np.log(np.where(mask, crowd_share(one), 1)) + b[h[:, None], at] + np.einsum("nk,nkj->nj", b[h, width:], Z)
-        side = np.where(mask[:, None], P[h[:, None, None], np.arange(D)[:, None], at[:, None]], 0) + P[h][:, :, width:] @ Z   # (n, D, J) with those on offer
-        S = np.where(mask[..., None], np.take_along_axis(side, at[..., None], 1), 0) + Z.transpose(0, 2, 1) @ side[:, width:]
-        a, gain = update(np.where(mask, v, -50), one.chosen, S)
+        v, side, S = _on_offer(one, facts, at, last[h], b[h], P[h])
+        a, gain = update(v, one.chosen, S)
         b[h] += np.einsum("nwj,nj->nw", side, a)
         P[h] -= side @ gain @ side.transpose(0, 2, 1)
-        price[h] = P[h, width, width]
-        last[h] = at[i, one.chosen] if log.ordered else last[h]
+        last[h] = at[np.arange(len(one)), one.chosen] if log.ordered else last[h]
     return b, P
 
 # %% ../nbs/08b_tastes.ipynb #92e6b107
-PASSES = 4
+PASSES = 10
 
 def _learned(occasions, facts, by_moments):  # as of `_before`
     "What households turned out to want, as the next one's beginning: one step of expectation and maximisation."
     sums = [[0, np.zeros(len(mean)), np.zeros_like(cov)] for mean, cov in by_moments]
-    for category, visits, b, P in _lots(occasions, facts, _columns(occasions)):
+    taste, _, *rest = _columns(occasions)
+    for category, visits, b, P in _lots(occasions, facts, (taste, None, *rest)):          # what each visit foresaw is not asked for
         for k in np.unique(category):
             h, at = np.flatnonzero((category == k) & (visits > 1)), _places(len(by_moments[k][0]), b.shape[1] - len(LEANINGS))
             m = b[h][:, at]
@@ -154,14 +176,14 @@ def _learned(occasions, facts, by_moments):  # as of `_before`
     return tuple(out)
 
 # %% ../nbs/08b_tastes.ipynb #249bd96d
-AS_THEY_COME = np.array([1, 0, 0, 0, *[1, 0] * len(LEANINGS)], float)                    # weights of `_terms`
-GIVE = np.array([.3, .5, .7, .7, .4, .7, .5, .5, .5, .7, .5, .5])                        # standard deviation of each before anything is known
+AS_THEY_COME = np.array([1, 0, 0, 0, 0, *[1, 0] * len(LEANINGS)], float)                 # weights of `_terms`
+GIVE = np.array([.3, .5, .7, .7, .35, .4, .7, .5, .5, .5, .7, .5, .5])                    # standard deviation of each before anything is known
 
-def _terms(occasions, taste, lean, usual):  # (n, J, 12)
-    "The parts of the guess beside the crowd's shares; taste (n, J), lean (n, 4)."
+def _terms(occasions, taste, doubt, lean, usual):  # (n, J, 13)
+    "The parts of the guess beside the crowd's shares; taste and doubt (n, J), lean (n, 4)."
     here = lambda x: np.where(occasions.mask, np.nan_to_num(x), 0.)
     n, known = np.nan_to_num(occasions.column("n_past"))[:, None], (occasions.column("n_past") > 0)[:, None]
-    own = [here(taste), here(taste) / np.sqrt(1 + n), here(occasions.alternative("own_share") * known), here(occasions.alternative("loyalty") * known * occasions.ordered)]
+    own = [here(taste), here(taste) / np.sqrt(1 + n), here(occasions.alternative("own_share") * known), here(occasions.alternative("loyalty") * known * occasions.ordered), here(doubt)]
     Z = _leant(occasions, usual, occasions.alternative("last") * occasions.ordered).transpose(0, 2, 1)
     both = np.stack([np.nan_to_num(lean)[:, None] * Z, Z], 3).reshape(*Z.shape[:2], 2 * Z.shape[2])
     return np.concatenate([np.stack(own, 2), both], 2)
@@ -184,12 +206,12 @@ def market_facts(
     if len(bought): bought = bought[_some_households(bought, most)]
     by_moments = _before(facts)
     for _ in range(PASSES): facts = replace(facts, before=_learned(bought, facts, by_moments))
-    taste, lean, _ = own_tastes(bought, facts)
+    *tastes, lean, _ = own_tastes(bought, facts)
     weights, offset = np.tile(AS_THEY_COME, (len(facts.categories), 1)), np.zeros(len(facts.usual))
     for c in np.unique(bought.category):
         one, products = bought[bought.category == c], facts.together[c][0]
         n, mask, code = len(one), one.mask, one.product.astype(int)
-        T = _terms(one, np.where(mask, taste[one._grid[0]], np.nan), lean[one.rows], facts.usual)
+        T = _terms(one, *(np.where(mask, x[one._grid[0]], np.nan) for x in tastes), lean[one.rows], facts.usual)
         X = np.concatenate([T, (code[..., None] == products) & mask[..., None]], 2)
         base, hit = np.log(np.where(mask, crowd_share(one), 1)), np.eye(mask.shape[1])[one.chosen]
         start, ridge = np.r_[AS_THEY_COME, np.zeros(len(products))], np.r_[GIVE, np.full(len(products), .3)]**-2.
@@ -212,13 +234,13 @@ def with_facts(occasions:Occasions, facts:MarketFacts)->Occasions:
         raise ValueError(f"these facts are of another log, with {named(facts.usual, facts.categories)}; {occasions.market} has {named(occasions.products, occasions.categories)}: fit on occasions of the same log")
     log, c, product = occasions.log, occasions.log.occasion["category"], occasions.log.alternative["product"]
     occasions = occasions.with_columns({f"market_{k}": getattr(facts, k)[c] for k in MOMENTS}, dict(usual_price=facts.usual[product], bulk=facts.bulk[product]))
-    taste, lean, tested = own_tastes(occasions, facts)
+    taste, doubt, lean, tested = own_tastes(occasions, facts)
     followed = Occasions(log, np.flatnonzero(~np.isnan(tested)))
     at, mask = followed._grid
     w = facts.weights[followed.category]
-    terms = _terms(followed, np.where(mask, taste[at], np.nan), lean[followed.rows], facts.usual)
-    taste[at[mask]] = (np.einsum("njk,nk->nj", terms[..., :4], w[:, :4]) + facts.offset[np.maximum(followed.product, 0).astype(int)])[mask]
-    w = facts.weights[c, 4:].reshape(len(c), -1, 2)
+    terms = _terms(followed, *(np.where(mask, x[at], np.nan) for x in (taste, doubt)), lean[followed.rows], facts.usual)
+    taste[at[mask]] = (np.einsum("njk,nk->nj", terms[..., :5], w[:, :5]) + facts.offset[np.maximum(followed.product, 0).astype(int)])[mask]
+    w = facts.weights[c, 5:].reshape(len(c), -1, 2)
     lean = w[..., 0] * lean + w[..., 1]
     lean[:, 0] = np.maximum(lean[:, 0], 0)                                     # nobody likes paying more
     return occasions.with_columns({"own_response_seen": tested, **{f"own_{k}": v for k, v in zip(OWN, lean.T)}}, dict(taste=taste))

@@ -4,12 +4,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from malles import tastes
 from malles.facts import crowd_share
 from malles.occasions import MeanField, Occasions, mean_field, with_popularity
 from malles.predictions import Dirichlet
 from malles.profiles import with_profiles
 from malles.shoppers import sample_world, simulate
-from malles.tastes import AS_THEY_COME, RunningTastes, guess, market_facts, own_tastes, update, with_facts, worth
+from malles.tastes import AS_THEY_COME, RunningTastes, foreseen, guess, market_facts, own_tastes, update, with_facts, worth
 from malles.texts import sample_market
 from malles.metrics import cross_entropy
 
@@ -65,19 +66,46 @@ def crowd_that(seed=0, households=400, visits=12, **kw):
     return occ[occ.customer < households // 2], occ[occ.customer >= households // 2], truth
 
 
+def test_foreseen_is_the_mean_over_normal_tastes():
+    "Against a million draws; for two alternatives against the integral; without doubt the softmax itself."
+    rng = np.random.default_rng(0)
+    v, A = rng.normal(size=(3, 4)), rng.normal(size=(3, 4, 4))
+    S = A @ A.transpose(0, 2, 1)
+    soft = lambda u: np.exp(u - u.max(-1, keepdims=True)) / np.exp(u - u.max(-1, keepdims=True)).sum(-1, keepdims=True)
+    drawn = np.stack([soft(rng.multivariate_normal(m, c, 1_000_000)).mean(0) for m, c in zip(v, S)])
+    assert np.abs(foreseen(v, S) - drawn).max() < .01 and np.abs(soft(v) - drawn).max() > .1
+    nodes, weight = np.polynomial.hermite_e.hermegauss(60)
+    two = foreseen(np.array([[.7, 0.]]), np.array([[[4., 0.], [0., 0.]]]))[0, 0]
+    assert abs(two - (weight / weight.sum() / (1 + np.exp(-.7 - 2 * nodes))).sum()) < .005
+    assert np.allclose(foreseen(v, 0 * S), soft(v))
+
+
+def test_doubt_makes_what_is_foreseen_less_sure_and_fades_with_the_past():
+    "It is counted as far as the crowd's purchases say, and not at all while nobody is known."
+    seen, strangers, _ = crowd_that(5, spread=2.5, price=0., price_spread=.1)
+    facts = replace(market_facts(seen), weights=AS_THEY_COME[None], offset=np.zeros(4))
+    p, q = (guess(with_facts(strangers, replace(facts, weights=np.where(np.arange(13) == 4, w, AS_THEY_COME)[None]))) for w in (1, 0))
+    first, late = strangers.column("n_past") < 2, strangers.column("n_past") > 8
+    assert (p.max(1) <= q.max(1) + .01).mean() > .95 and np.abs(p - q)[first].mean() > 2 * np.abs(p - q)[late].mean()
+    seen, strangers, _ = crowd_that(8, spread=1.5, price=6., price_spread=.6)
+    facts, true = market_facts(seen), strangers.alternative("true_probability", 0.)
+    worth, without = (cross_entropy(true, guess(with_facts(strangers, replace(facts, weights=np.where(np.arange(13) == 4, w, facts.weights[0])[None])))).mean() for w in (facts.weights[0, 4], 0))
+    assert facts.weights[0, 4] > .3 and worth < without and np.abs(market_facts(seen[seen.customer < 2]).weights[0, 4]) < .1
+
+
 def test_the_weights_are_what_the_parts_were_worth():
     "Against a general optimiser; they lower the loss of strangers, and with few customers they stay where they were."
     from scipy.optimize import minimize
     from malles.tastes import GIVE, _terms
     seen, strangers, _ = crowd_that(3, spread=1.5, price=4., price_spread=.6)
     facts = market_facts(seen)
-    taste, lean, _ = own_tastes(seen, facts)
-    T = _terms(seen, np.where(seen.mask, taste[seen._grid[0]], np.nan), lean[seen.rows], facts.usual)
+    *tastes, lean, _ = own_tastes(seen, facts)
+    T = _terms(seen, *(np.where(seen.mask, x[seen._grid[0]], np.nan) for x in tastes), lean[seen.rows], facts.usual)
     onto = np.eye(4)[seen.product.astype(int)]
     base, i = np.log(crowd_share(seen)), np.arange(len(seen))
     def loss(z):
-        u = base + T @ z[:12] + onto @ z[12:]
-        return -(u[i, seen.chosen] - np.log(np.exp(u).sum(1))).sum() + (((z[:12] - AS_THEY_COME) / GIVE)**2).sum() / 2 + ((z[12:] / .3)**2).sum() / 2
+        u = base + T @ z[:13] + onto @ z[13:]
+        return -(u[i, seen.chosen] - np.log(np.exp(u).sum(1))).sum() + (((z[:13] - AS_THEY_COME) / GIVE)**2).sum() / 2 + ((z[13:] / .3)**2).sum() / 2
     found = np.r_[facts.weights[0], facts.offset]
     assert loss(found) < minimize(loss, found, tol=1e-8).fun + 1e-3 and loss(found) < loss(np.r_[AS_THEY_COME, np.zeros(4)]) - 5
     as_they_come = replace(facts, weights=AS_THEY_COME[None], offset=np.zeros(4))
@@ -88,13 +116,16 @@ def test_the_weights_are_what_the_parts_were_worth():
     assert np.abs(two.weights[0] - AS_THEY_COME).max() < np.abs(facts.weights[0] - AS_THEY_COME).max()
 
 
-def test_where_a_household_begins_is_learned_from_the_others():
+def test_where_a_household_begins_is_learned_from_the_others(monkeypatch):
     "It foresees strangers better than the moments do, is a law that tastes can have, and stays near the moments where few are known."
     from malles.tastes import _before
     for seed in (3, 5, 8):
         seen, strangers, _ = crowd_that(seed, spread=1.5, price=6., price_spread=.6)
-        facts, true = replace(market_facts(seen), weights=AS_THEY_COME[None], offset=np.zeros(4)), strangers.alternative("true_probability", 0.)
-        learned, moments = (cross_entropy(true, guess(with_facts(strangers, f))).mean() for f in (facts, replace(facts, before=None)))
+        true, facts = strangers.alternative("true_probability", 0.), market_facts(seen)
+        with monkeypatch.context() as m:
+            m.setattr(tastes, "PASSES", 0)
+            by_moments = market_facts(seen)
+        learned, moments = (cross_entropy(true, guess(with_facts(strangers, f))).mean() for f in (facts, by_moments))
         assert learned < moments, seed
         (mean, cov), (mean0, cov0) = facts.before[0], _before(replace(facts, before=None))[0]
         assert np.allclose(cov, cov.T) and np.linalg.eigvalsh(cov).min() > -1e-9 and (mean[:4] == 0).all() and np.abs(cov[:4, 4:]).max() > 0
@@ -187,7 +218,7 @@ def test_households_are_followed_alike_alone_in_parts_and_without_the_others():
     for a, b in zip(whole, parts): assert np.array_equal(a, b)
     some = occ[occ.customer % 7 == 3]
     assert np.allclose(guess(with_facts(some, facts)), guess(with_facts(occ, facts))[occ.customer % 7 == 3])
-    assert np.isnan(own_tastes(some, facts)[2]).sum() == (occ.customer % 7 != 3).sum()
+    assert np.isnan(own_tastes(some, facts)[3]).sum() == (occ.customer % 7 != 3).sum()
 
 
 def test_a_dearer_product_is_worth_less_and_others_as_much():
