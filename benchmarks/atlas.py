@@ -2,7 +2,7 @@
 
     python benchmarks/atlas.py --data ../shared/data --out DIR [--targets panels/catsup ...] [--counts 0 10 30 100] [--folds 0] [--results FILE]
 
-For every target one model is taught by the other markets and one by the categories that look most alike (of each source at most --most customers, drawn by seed), both for all folds of the target, whose customers they
+For every target one model is taught by the other markets and one by the categories that look most alike, where a regime asks for it (of each source at most --most customers, drawn by seed), both for all folds of the target, whose customers they
 never meet. Then every regime and every classical model gets the same n customers of the training folds, and is judged on the customers of the others. Stopped, the same command continues. The last line is JSON.
 """
 import os
@@ -29,12 +29,14 @@ def headline(data, name, customers): return next(t for t in trial_markets(read_m
 
 def few(model, n, *a): return Few(model(*a), n)
 
-def taught_by(target, others, most_like, out):
-    "Two checkpoints: of all other markets, of the categories most alike."
-    folders = {k: out/target.source/k for k in ("others", "similar")}
-    posttrain_fold(others, None, folders["others"], GENERAL)
-    posttrain_fold(most_like, None, folders["similar"], GENERAL)
-    return {k: str(f) for k, f in folders.items()}
+def taught_by(target, others, regimes, out):
+    "Checkpoints that the regimes ask for: of all other markets, of the categories most alike."
+    folders = {}
+    for name, asked_by in (("others", {"others", "all", "auto"}), ("similar", {"similar", "auto"})):
+        if not asked_by & set(regimes): continue
+        posttrain_fold(others if name == "others" else most_alike(target.occasions, others), None, out/target.source/name, GENERAL)
+        folders[name] = str(out/target.source/name)
+    return folders
 
 def field(trial, folders, others, counts, regimes):
     "Every regime and opponent at every number of customers."
@@ -43,7 +45,7 @@ def field(trial, folders, others, counts, regimes):
     out = []
     for n in counts:
         label = "all" if n is None else str(n)
-        out += [Contender(f"{r}, {label}", partial(few, Regime, n, r, folders["others"], folders["similar"]), ("customer",), version) for r in regimes if n != 0 or r not in ("itself", "all", "auto")]
+        out += [Contender(f"{r}, {label}", partial(few, Regime, n, r, folders.get("others", ""), folders.get("similar", "")), ("customer",), version) for r in regimes if n != 0 or r not in ("itself", "all", "auto")]
         out += [Contender(f"{m.name}, {label}", partial(few, type(m), n), ("customer",)) for m in opponents(trial.occasions.ordered, only=CLASSICAL) if n != 0]
         out += [Contender(f"sim-logit, {label}", partial(travelled, SimLogit, n), ("customer",)), Contender(f"transfer-logit, {label}", partial(travelled, TransferLogit, n, seen), ("customer",), version)]
     return out
@@ -65,7 +67,7 @@ def main():
     for name in a.targets:
         trial = headline(a.data, name, a.judged)
         others = [o for k, o in sources.items() if k != name]
-        folders = taught_by(trial, others, most_alike(trial.occasions, others), a.out)
+        folders = taught_by(trial, others, a.regimes, a.out)
         result = bench([trial], lambda t: field(t, folders, others, counts, a.regimes), a.out/trial.source/"bench", ("customer",), a.folds, champion=f"others, {a.counts[-1]}", workers=a.workers)
         for f in result.summary["failed"]: print(f)
         table = regime_table(result.rows)

@@ -14,6 +14,7 @@ import numpy as np
 # %% ../nbs/13_elicitation.ipynb #df33ac68
 from .occasions import Occasions, with_popularity
 from .predictions import ChoiceModel, Predictions, SUPPORT
+from .pieces import guess_pieces
 from .tastes import guess, market_facts, with_facts
 from .words import WORDS
 from .receipts import with_items
@@ -25,12 +26,12 @@ from .asking import refuse_seen
 READS = ("price", "discount", "display", "feature", "popularity", "own_count", "own_share", "loyalty", "last", "usual_price", "bulk", "taste", "item", "tag")  # columns of an alternative that reach the text
 
 def log_pool(
-    p, q,             # (n, J) two answers
+    p, q,             # (..., J) two answers
     weight:float=.5,  # of the first
-):                    # (n, J)
+):                    # (..., J)
     "Logarithmic opinion pool (Genest and Zidek 1986)."
     both = p**weight * q**(1 - weight)
-    return both / both.sum(1, keepdims=True)
+    return both / np.maximum(both.sum(-1, keepdims=True), 1e-30)
 
 class LMChoice(ChoiceModel):
     "A language model that reads receipts, as a choice model. Fitting reads off the market's facts; no weight changes."
@@ -46,7 +47,7 @@ class LMChoice(ChoiceModel):
         if lm.card is None: raise ValueError(f"{lm.name} has no card.json: what it was trained on is unknown, so it is not scored; export it with malles.pretraining.export")
         if lm.card.get("words") != hashlib.sha256(" ".join(WORDS).encode()).hexdigest():
             raise ValueError(f"{lm.name} was trained on other words than this version of malles writes; train it again")
-        self.name, self.lm, self.reads_facts, self.orders, self.seed, self.progress, self.facts, self.tilt = lm.name, lm, facts, orders, seed, progress, None, None
+        self.name, self.lm, self.reads_facts, self.orders, self.seed, self.progress, self.facts = lm.name, lm, facts, orders, seed, progress, None
 
     @classmethod
     def nano(cls, **kw)->"LMChoice":
@@ -54,26 +55,9 @@ class LMChoice(ChoiceModel):
         return cls(LM.from_pretrained("nano"), **kw)
 
     def fit(self, occasions:Occasions)->"LMChoice":
-        "Remember the market's facts: usual prices, a few moments, and how many pieces are taken beside how many this model foresees."
-        self.facts = self.tilt = None
-        if self.reads_facts:
-            self.facts = market_facts(occasions)
-            if occasions.market not in (self.lm.card.get("folds") or {}): self.tilt = self._pieces_tilt(occasions)   # a model trained on this market knows its pieces
+        "Remember the market's facts: usual prices, a few moments, what they say of households, and how many pieces are taken."
+        self.facts = market_facts(occasions) if self.reads_facts else None
         return self
-
-    def _pieces_tilt(self, occasions, most=100, trust=20):  # (categories, K)
-        "How much more often each number is taken than foreseen, from at most so many purchases of a category; the foreseen counts as `trust` purchases."
-        told = occasions[(occasions.chosen >= 0) & (occasions.quantity > .5)]
-        if not len(told): return None                                        # a market that does not count pieces
-        order = np.random.default_rng(self.seed).permutation(len(told))
-        order = order[np.argsort(told.category[order], kind="stable")]
-        nth = np.arange(len(order)) - np.searchsorted(told.category[order], told.category[order])
-        some, shape = told[np.sort(order[nth < most])], (len(occasions.categories), len(SUPPORT))
-        taken, foreseen = np.zeros(shape), np.full(shape, 1e-9)
-        np.add.at(taken, (told.category, told.quantity.clip(1, SUPPORT[-1]).round().astype(int) - 1), 1)
-        np.add.at(foreseen, some.category, self._ask(with_facts(some, self.facts), [{}])[0].quantity_of(some.chosen))
-        foreseen /= foreseen.sum(1, keepdims=True)
-        return (taken + trust * foreseen) / (taken.sum(1, keepdims=True) + trust) / foreseen
 
     def read(self, occasions:Occasions, mu=None)->Occasions:
         "The occasions as this model sees them."
@@ -123,7 +107,7 @@ class LMChoice(ChoiceModel):
                     for s, (part, *x) in enumerate(zip(parts, *read)):
                         at = s, slice(a, a + len(part)), slice(0, part.mask.shape[1])
                         for total, new in zip((choice, pieces), self.answers(part, *x)): total[at] += new / self.orders
-        return [self.told(seen, p, q) for p, q in zip(choice, pieces)]
+        return [self.told(p, q) for p, q in zip(choice, pieces)]
 
     def pooled(self, seen, choice):  # (n, J)
         "Half what was read, half the guess that was told, in logs; what was read alone without facts."
@@ -131,14 +115,13 @@ class LMChoice(ChoiceModel):
         return log_pool(choice, guess(seen))
 
     def answers(self, seen, letters, pieces, order):  # (n, J), (n, J, K)
-        "From what was read at the letters to alternatives; shares pooled with the guess."
+        "From what was read at the letters to alternatives; shares and pieces pooled with the guess."
         choice, pieces = over_alternatives(seen, letters, pieces, order)
+        if self.facts is not None and self.facts.taken is not None: pieces = log_pool(pieces, guess_pieces(seen, self.facts))
         return self.pooled(seen, choice), pieces
 
-    def told(self, seen, choice, pieces)->Predictions:  # (n, J), (n, J, K)
-        "What was answered, as predictions: pieces as often as the market takes them."
+    def told(self, choice, pieces)->Predictions:  # (n, J), (n, J, K)
+        "What was answered, as predictions."
         pieces[pieces.sum(2) == 0] = 1 / len(SUPPORT)                       # where there is no alternative
-        if self.tilt is not None:
-            pieces *= self.tilt[seen.category][:, None].astype(np.float32)
-            pieces /= pieces.sum(2, keepdims=True)
         return Predictions(choice, pieces, SUPPORT, name=self.name)
+

@@ -50,7 +50,7 @@ class Histories(ChoiceModel):
         for k, kept in enumerate(self.pasts):
             now = render_many([view], False, self.model.seed + k)
             for total, new in zip((choice, pieces), self.model.answers(view, *self._answers(k, kept, now), now.order)): total += new / len(self.pasts)
-        return self.model.told(view, choice, pieces)
+        return self.model.told(choice, pieces)
 
     def _answers(self, k, kept, now):  # (n, 12), (n, 12, 20)
         "Log-odds at the letters; a visit whose words are those of the last time is not read again."

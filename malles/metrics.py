@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLOOR', 'choice_scores', 'cross_entropy', 'calibration_slope', 'calibration_error', 'quantity_scores',
-           'kl_divergence', 'total_variation', 'clustered_mean', 'holm']
+           'kl_divergence', 'total_variation', 'clustered_error', 'clustered_mean', 'holm']
 
 # %% ../nbs/06_metrics.ipynb #b4ce3773
 import numpy as np, pandas as pd
@@ -87,6 +87,13 @@ def kl_divergence(real, simulated, floor=1e-9):
 def total_variation(real, simulated): return np.abs(np.asarray(real) - np.asarray(simulated)).sum(-1) / 2
 
 # %% ../nbs/06_metrics.ipynb #dbcc3454
+def clustered_error(
+    total, size,  # (C,) sum and number of each customer's scores
+):                # mean of the scores, its standard error; NaN for one customer
+    "Standard error of a mean that treats customers, not occasions, as independent (Liang and Zeger 1986)."
+    mean, C = total.sum() / size.sum(), len(size)
+    return mean, np.sqrt(C / (C-1) * ((total - mean * size)**2).sum()) / size.sum() if C > 1 else np.nan
+
 def clustered_mean(
     values,    # (n,) one score per occasion; NaN are left out
     clusters,  # (n,) customers
@@ -98,10 +105,9 @@ def clustered_mean(
     ok = ~np.isnan(values)
     if not ok.any(): return (np.nan,) * 4
     v, (_, c) = values[ok], np.unique(np.asarray(clusters)[ok], return_inverse=True)
-    total, size = np.bincount(c, weights=v), np.bincount(c)
-    mean, C = v.mean(), len(size)
+    C = c.max() + 1
+    mean, se = clustered_error(np.bincount(c, weights=v), np.bincount(c))
     if C < 2: return mean, np.nan, np.nan, np.nan
-    se = np.sqrt(C / (C-1) * ((total - mean * size)**2).sum()) / len(v)
     half = stats.t.ppf((1 + level) / 2, C - 1) * se
     p = float(2 * stats.t.sf(abs(mean) / se, C - 1)) if se > 0 else float(mean == 0)
     return mean, mean - half, mean + half, p

@@ -18,7 +18,7 @@ from .folders import replace_file
 from .market import fold_of
 from .occasions import Occasions, mean_field, with_popularity
 from .predictions import ChoiceModel, Predictions, SUPPORT
-from .metrics import choice_scores, clustered_mean
+from .metrics import choice_scores, clustered_error, clustered_mean
 from .words import WORDS
 from .lm import LM
 from .elicitation import LMChoice
@@ -44,10 +44,8 @@ def keep_last(trainer):
     trainer._load_best_model()
     at_last, gap = judged(), {}
     for (category, *text), (loss, n) in at_last.items(): gap.setdefault(category, []).append((loss - at_best[category, *text][0], n))
-    mean, square = [], []
-    for d, n in (np.transpose(x) for x in gap.values()):                       # by text: the purchases of a household go together
-        mean.append(d.sum() / n.sum()); square.append(((d - n * mean[-1])**2).sum() / n.sum()**2)
-    if np.mean(mean) <= 2 * np.sqrt(np.sum(square)) / len(square): return
+    mean, error = np.transpose([clustered_error(*np.transpose(x)) for x in gap.values()])   # by text: the purchases of a household go together
+    if mean.mean() <= 2 * np.sqrt(np.nansum(error**2)) / len(error): return
     trainer.state.best_model_checkpoint = best
     trainer._load_best_model()
 

@@ -15,9 +15,10 @@ import numpy as np
 
 # %% ../nbs/08b_tastes.ipynb #ecd1ba3e
 from .occasions import Occasions, with_popularity
-from .predictions import ChoiceModel, Predictions, softmax
+from .predictions import ChoiceModel, Predictions, SUPPORT, softmax
 from .facts import MarketFacts, crowd_share, expected_share, log_price, market_moments, moves, shown
 from .mixed import normal_points
+from .pieces import guess_pieces, usual_pieces
 
 # %% ../nbs/08b_tastes.ipynb #3d0854ee
 SPREAD = np.array([0, .25, .5, .75, 1, 1.5, 2, 2.5, 3, 4, 5, 7])                                    # standard deviation of tastes, nats
@@ -221,7 +222,8 @@ def market_facts(
             apart = ((X - np.einsum("nj,njk->nk", p, X)[:, None]) * np.sqrt(p)[..., None]).reshape(-1, len(w))
             w = w + np.linalg.solve(apart.T @ apart + np.diag(ridge), np.einsum("nj,njk->k", hit - p, X) - ridge * (w - start))
         weights[c], offset[products] = w[:T.shape[2]], w[T.shape[2]:]
-    return replace(facts, weights=weights, offset=offset)
+    taken, taken_weights = usual_pieces(occasions, facts.usual)
+    return replace(facts, weights=weights, offset=offset, taken=taken, taken_weights=taken_weights)
 
 # %% ../nbs/08b_tastes.ipynb #a93105d6
 MOMENTS = ("count", "response", "deal", "promotion", "repeat", "stay", "pieces", "single")
@@ -275,4 +277,5 @@ class RunningTastes(ChoiceModel):
     def predict(self, occasions:Occasions, mu=None)->Predictions:
         if self.facts is None: raise ValueError(f"{self.name} needs the moments of a market: call fit with training occasions first")
         if mu is not None: occasions = with_popularity(occasions, mu)
-        return Predictions(guess(with_facts(occasions, self.facts)), name=self.name)
+        pieces = None if self.facts.taken is None else guess_pieces(occasions, self.facts)
+        return Predictions(guess(with_facts(occasions, self.facts)), pieces, SUPPORT, name=self.name)

@@ -13,6 +13,7 @@ import pytest
 
 from malles.elicitation import LMChoice, log_pool
 from malles.reading import packs, read_packs
+from malles.pieces import guess_pieces
 from malles.tastes import guess, market_facts
 from malles.lm import LM, WEIGHTS
 from malles.occasions import Occasions, mean_field, with_popularity
@@ -185,14 +186,18 @@ def test_an_answer_is_half_what_was_read_and_half_what_was_told(lm):
     assert np.array_equal(LMChoice(lm, facts=False).fit(occ).pooled(seen, guess(seen) / 2), guess(seen) / 2), "who was told nothing answers what he read"
 
 
-def test_pieces_follow_the_crowds_margin(lm):
+def test_pieces_are_half_what_was_read_and_half_what_this_market_takes(lm):
     occ = market()
     log = occ.log
     twos = Occasions(replace(log, occasion={**log.occasion, "quantity": np.where(np.arange(len(log.occasion["quantity"])) % 10 == 0, 1., 2.)}))
-    p = LMChoice(lm).fit(twos).predict(twos)
-    margin = p.quantity_of(twos.chosen).mean(0)
-    assert np.allclose(p.quantity.sum(2), 1, atol=1e-5) and .05 < margin[0] < .2 and margin[1] > .7          # 180 purchases: nine tenths took two
-    assert LMChoice(lm).predict(twos).quantity_of(twos.chosen).mean(0)[1] < .3                                # and the model had not known
+    model = LMChoice(lm).fit(twos)
+    told, read = guess_pieces(twos, model.facts), LMChoice(lm).predict(model.read(twos)).quantity
+    assert np.abs(model.predict(twos).quantity - log_pool(read, told)).max() < 1e-5
+    two = lambda q: q[np.arange(len(twos)), twos.chosen, 1].mean()
+    assert two(read) < .3 < two(model.predict(twos).quantity) < two(told) and two(told) > .8                 # nine tenths took two, and the model had not known
+    uncounted = Occasions(replace(log, occasion={**log.occasion, "quantity": np.full(len(log.occasion["quantity"]), np.nan)}))
+    alone = LMChoice(lm).fit(uncounted)
+    assert alone.facts.taken is None and np.abs(alone.predict(uncounted).quantity - LMChoice(lm).predict(alone.read(uncounted)).quantity).max() < 1e-6
     with pytest.raises(ValueError, match="no training occasions"): LMChoice(lm).fit(twos[np.zeros(len(twos), bool)])
 
 
