@@ -15,9 +15,8 @@ import numpy as np
 
 # %% ../nbs/08b_tastes.ipynb #ecd1ba3e
 from .occasions import Occasions, with_popularity
-from .predictions import ChoiceModel, Predictions, SUPPORT, softmax
+from .predictions import ChoiceModel, Predictions, SUPPORT, normal_points, softmax
 from .facts import MarketFacts, crowd_share, expected_share, log_price, market_moments, moves, shown
-from .mixed import normal_points
 from .pieces import guess_pieces, usual_pieces
 
 # %% ../nbs/08b_tastes.ipynb #3d0854ee
@@ -71,7 +70,8 @@ def _lots(
     room:int=20_000_000,
 ):                         # yields (category, visits, mean, covariance): what some households are left with
     "Fill in the columns, some households at a time."
-    log, o = occasions.log, occasions.log.occasion
+    o = {k: v for k, v in occasions.log.occasion.items() if k != "announced"}    # tastes and doubt are of what was in sight when the log was kept
+    log = replace(occasions.log, occasion=o)
     starts, width = np.unique(o["past_start"][occasions.rows]), 1 + max(len(products) for products, _ in facts.together)
     place = np.full(len(log.products), width - 1)                            # of a product within its category; the last is for nothing
     for products, _ in facts.together: place[products] = np.arange(len(products))
