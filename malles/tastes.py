@@ -109,8 +109,8 @@ def foreseen(
 ):                  # (n, J) probabilities
     "The mean softmax of normal utilities, over Sobol points (Train 2009, chapter 9)."
     size, along = np.linalg.eigh(S)
-    root = along * np.sqrt(np.maximum(size, 0))[:, None]
-    return sum(softmax(v + root @ z) for z in normal_points(points, v.shape[1])) / points
+    root, J = (along * np.sqrt(np.maximum(size, 0))[:, None])[..., ::-1], v.shape[1]     # what spreads most comes first, and meets the same points in a wider table
+    return sum(softmax(v + root @ z[:J]) for z in normal_points(points, max(J, 64))) / points
 
 def _on_offer(one, facts, at, last, b, P):  # (n, J), (n, D, J), (n, J, J)
     "Utilities of what is on offer to each household, their covariance with all that it wants, and with each other."
@@ -147,7 +147,10 @@ def _follow(log, facts, place, width, starts, size, taste, doubt, lean, tested):
         lean[rows, 0] = _positive(lean[rows, 0], np.sqrt(spread))
         if doubt is not None:
             v, _, S = _on_offer(one, facts, at, known[2], *known[:2])
-            doubt[here] = (np.log(foreseen(v, S)) - np.log(softmax(v)))[mask]
+            order = np.argsort(np.where(mask, one.product, np.inf), 1, kind="stable")      # whatever their order on the shelf
+            q = np.zeros_like(v)
+            np.put_along_axis(q, order, foreseen(np.take_along_axis(v, order, 1), S[np.arange(len(v))[:, None, None], order[:, :, None], order[:, None]]), 1)
+            doubt[here] = (np.log(q) - np.log(softmax(v)))[mask]
         bought = one.chosen >= 0
         if not bought.any(): continue
         one, h, at = one[bought], h[bought], at[bought][:, :one[bought].mask.shape[1]]
