@@ -112,7 +112,7 @@ def foreseen(
     root, J = (along * np.sqrt(np.maximum(size, 0))[:, None])[..., ::-1], v.shape[1]     # what spreads most comes first, and meets the same points in a wider table
     return sum(softmax(v + root @ z[:J]) for z in normal_points(points, max(J, 64))) / points
 
-def _on_offer(one, facts, at, last, b, P):  # (n, J), (n, D, J), (n, J, J)
+def _on_offer(one, facts, at, b, P, last):  # (n, J), (n, D, J), (n, J, J)
     "Utilities of what is on offer to each household, their covariance with all that it wants, and with each other."
     mask, D = one.mask, b.shape[1]
     width = D - len(LEANINGS)
@@ -140,13 +140,12 @@ def _follow(log, facts, place, width, starts, size, taste, doubt, lean, tested):
         mask, at = one.mask, np.where(one.mask, place[np.maximum(one.product, 0).astype(int)], width - 1)
         fresh = (o["past_stop"][rows] == rows) | (t == 0) | (not log.ordered)                  # else: at one time with the visit before
         for old, now in zip(frozen, (b, P, last)): old[h[fresh]] = now[h[fresh]]
-        here, known = one._grid[0][mask], [x[h] for x in frozen]
-        taste[here] = np.take_along_axis(known[0], at, 1)[mask]
-        spread = known[1][:, width, width]
-        lean[rows], tested[rows] = known[0][:, width:], 1 / spread - 1 / unknown[h]
+        here, spread = one._grid[0][mask], frozen[1][h, width, width]
+        taste[here] = frozen[0][h[:, None], at][mask]
+        lean[rows], tested[rows] = frozen[0][h, width:], 1 / spread - 1 / unknown[h]
         lean[rows, 0] = _positive(lean[rows, 0], np.sqrt(spread))
         if doubt is not None:
-            v, _, S = _on_offer(one, facts, at, known[2], *known[:2])
+            v, _, S = _on_offer(one, facts, at, *(x[h] for x in frozen))
             order = np.argsort(np.where(mask, one.product, np.inf), 1, kind="stable")      # whatever their order on the shelf
             q = np.zeros_like(v)
             np.put_along_axis(q, order, foreseen(np.take_along_axis(v, order, 1), S[np.arange(len(v))[:, None, None], order[:, :, None], order[:, None]]), 1)
@@ -154,7 +153,7 @@ def _follow(log, facts, place, width, starts, size, taste, doubt, lean, tested):
         bought = one.chosen >= 0
         if not bought.any(): continue
         one, h, at = one[bought], h[bought], at[bought][:, :one[bought].mask.shape[1]]
-        v, side, S = _on_offer(one, facts, at, last[h], b[h], P[h])
+        v, side, S = _on_offer(one, facts, at, b[h], P[h], last[h])
         a, gain = update(v, one.chosen, S)
         b[h] += np.einsum("nwj,nj->nw", side, a)
         P[h] -= side @ gain @ side.transpose(0, 2, 1)
