@@ -26,6 +26,7 @@ class Log:
     alternative:dict       # name -> (M,)
     ordered:bool = True    # does the order within a customer mean time?
     notes:dict = field(default_factory=dict)  # what building them counted and set aside
+    facts:object = None    # the `MarketFacts` that were written in (notebook 08b)
 
 # %% ../nbs/01a_occasions.ipynb #72d550c4
 def _past(customer, category, time, ordered):

@@ -247,14 +247,15 @@ def with_facts(occasions:Occasions, facts:MarketFacts)->Occasions:
     w = facts.weights[c, 5:].reshape(len(c), -1, 2)
     lean = w[..., 0] * lean + w[..., 1]
     lean[:, 0] = np.maximum(lean[:, 0], 0)                                     # nobody likes paying more
-    return occasions.with_columns({"own_response_seen": tested, **{f"own_{k}": v for k, v in zip(OWN, lean.T)}}, dict(taste=taste))
+    told = occasions.with_columns({"own_response_seen": tested, **{f"own_{k}": v for k, v in zip(OWN, lean.T)}}, dict(taste=taste))
+    return Occasions(replace(told.log, facts=facts), told.rows, told.overrides)
 
 # %% ../nbs/08b_tastes.ipynb #09ba9762
 def as_stranger(occasions:Occasions)->Occasions:
     "The same occasions as seen by somebody who knows neither the market's facts nor its crowd."
     gone = {*(f"market_{m}" for m in MOMENTS), *(f"own_{k}" for k in OWN), "own_response_seen"}
     seen = occasions.without("taste", "usual_price", "bulk", "popularity")
-    return Occasions(replace(seen.log, occasion={k: v for k, v in seen.log.occasion.items() if k not in gone}), seen.rows, seen.overrides)
+    return Occasions(replace(seen.log, facts=None, occasion={k: v for k, v in seen.log.occasion.items() if k not in gone}), seen.rows, seen.overrides)
 
 def worth(occasions:Occasions):  # (n, J) nats, NaN where there is no alternative
     "Log of the crowd's shares, plus own tastes, and what price, deal, display and the last purchase add."
