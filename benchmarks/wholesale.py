@@ -1,4 +1,4 @@
-"""A dealer who knows thirty past periods: regret against the best order for the true demand, negotiated deals against the Pareto frontier of the true demand, and a tournament with NegMAS.
+"""A dealer who knows thirty past periods: regret against the best order for the true demand, negotiated deals against the Pareto frontier of the true demand (one product, and three that share a capacity), and a tournament with NegMAS.
 
     python benchmarks/wholesale.py [--cases 100] [--pasts 2000] [--tables 3] [--out benchmarks/results/wholesale.json]
 
@@ -43,15 +43,15 @@ def lots(pasts, rng):
     return dict(dealer=dealer.mean(), plug_in=plug.mean(), over=dealer.mean() / plug.mean() - 1)
 
 
-def frontier(cases, rng):
+def frontier(cases, rng, products=1, room=(.8, 2.)):
     "Share of the largest true joint gain that the deal realises, and how the gain is divided."
     rows = []
     for _ in range(cases):
-        mu, spread, cost = rng.uniform(50, 500), rng.uniform(.1, .35), rng.uniform(2, 6)
-        resale, capacity = cost * rng.uniform(1.5, 3), mu * rng.uniform(.8, 2)
-        dealer = Dealer(tuple(rng.normal(mu, mu * spread, 30).clip(0)), resale, outside=rng.uniform(0, .2) * mu * (resale - cost))
-        maker = Manufacturer(cost, capacity, outside=rng.uniform(0, .2) * mu * (resale - cost))
-        knowing = replace(dealer, sales=tuple(norm.ppf((np.arange(2000) + .5) / 2000, mu, mu * spread).clip(0)))
+        mu, spread, cost = (rng.uniform(*ends, products) for ends in ((50, 500), (.1, .35), (2, 6)))
+        resale, capacity = cost * rng.uniform(1.5, 3, products), mu.sum() * rng.uniform(*room)
+        dealer = Dealer(rng.normal(mu, mu * spread, (30, products)).clip(0), resale, outside=rng.uniform(0, .2) * mu @ (resale - cost))
+        maker = Manufacturer(cost, capacity, outside=rng.uniform(0, .2) * mu @ (resale - cost))
+        knowing = replace(dealer, sales=norm.ppf((np.arange(2000)[:, None] + .5) / 2000, mu, mu * spread).clip(0))
         best = best_terms(knowing, maker)
         for e in ((1., 1.), (.3, 1.), (1., .3), (3., 3.)):
             deal = bargain(dealer, maker, 40, e)
@@ -60,7 +60,7 @@ def frontier(cases, rng):
             both = lambda o: knowing.profit(o) + maker.profit(o)
             of_frontier = np.nan if deal.offer is None else both(deal.offer) / both(replace(best, price=deal.offer.price))   # at its own price: credit is worth more on a higher one
             nash = solutions(dealer, maker)
-            rows.append(dict(hardness=f"{e[0]:g}/{e[1]:g}", agreed=deal.offer is not None, of_frontier=of_frontier, dealer_share=(deal.dealer - dealer.outside) / max(deal.dealer + deal.maker - dealer.outside - maker.outside, 1e-9),
+            rows.append(dict(products=products, hardness=f"{e[0]:g}/{e[1]:g}", agreed=deal.offer is not None, of_frontier=of_frontier, dealer_share=(deal.dealer - dealer.outside) / max(deal.dealer + deal.maker - dealer.outside - maker.outside, 1e-9),
                              nash_share=.5, rubinstein_share=(nash["Rubinstein, dealer first"][0] - dealer.outside) / (sum(nash["Nash"]) - dealer.outside - maker.outside), refused_offers=len(bad)))
     return pd.DataFrame(rows)
 
@@ -73,8 +73,8 @@ def main(a):
     print(f"newsvendor: regret of the dealer over that of the plug-in, summed: {over:+.3%}; worst cell {n.over.max():+.3%}")
     q = lots(a.pasts, rng)
     print(f"EOQ: {q['over']:+.4%}")
-    f = frontier(a.cases, rng)
-    by = f.groupby("hardness").agg(agreed=("agreed", "mean"), mean=("of_frontier", "mean"), worst=("of_frontier", "min"), p05=("of_frontier", lambda x: x.quantile(.05)), dealer_share=("dealer_share", "mean"), rubinstein=("rubinstein_share", "mean"))
+    f = pd.concat([frontier(a.cases, rng), frontier(a.cases, np.random.default_rng(1), 3, (.5, 1.2))])
+    by = f.groupby(["products", "hardness"]).agg(agreed=("agreed", "mean"), mean=("of_frontier", "mean"), worst=("of_frontier", "min"), p05=("of_frontier", lambda x: x.quantile(.05)), dealer_share=("dealer_share", "mean"), rubinstein=("rubinstein_share", "mean"))
     print(by.round(3).to_string(), f"\nwithin 5 % of the frontier: {(f.of_frontier >= .95).sum()} of {f.agreed.sum()} deals")
     tables = []
     for k in range(a.tables):

@@ -26,7 +26,7 @@ class Table:
         low, high = at_profit(maker, maker.outside, self.frame).price, at_profit(dealer, dealer.outside, self.frame).price
         self.prices = np.linspace(low, high, PRICES)
         self.units = np.minimum(self.frame.units * np.linspace(.5, 1.1, UNITS), maker.capacity)
-    def offer(self, outcome)->Offer: return replace(self.frame, price=float(self.prices[outcome[0]]), quantity=(float(self.units[outcome[1]]),))
+    def offer(self, outcome)->Offer: return replace(self.frame, price=float(self.prices[outcome[0]]), quantity=tuple(float(self.units[outcome[1]] * q / self.frame.units) for q in self.frame.quantity))
     def utility(self, side, outcome)->float: return (side.profit(self.offer(outcome)) - side.outside) / self.gain
     def welfare(self, outcome)->float: return self.utility(self.dealer, outcome) + self.utility(self.maker, outcome)
     def issues(self):

@@ -15,8 +15,8 @@ import numpy as np
 # %% ../nbs/23_wholesale.ipynb #921a6a08
 @dataclass(frozen=True)
 class Offer:
-    "What one side proposes. Raises ValueError for what cannot be meant."
-    price:float          # per unit
+    "What one side proposes: price * units is paid for all of it. Raises ValueError for what cannot be meant."
+    price:float          # per unit, the mean over the order
     quantity:tuple       # of each product, in units
     products:tuple = (0,)
     delivery:int = 7     # days
@@ -81,19 +81,19 @@ def best_order(
     P = demand.shape[1]
     cost, resale, salvage, volume, most = (np.broadcast_to(np.asarray(x, float), P) for x in (cost, resale, salvage, volume, most))
     if (salvage >= cost).any(): raise ValueError(f"salvage must be below cost, or one would order without end: got {salvage.tolist()} and {cost.tolist()}")
-    level = (np.arange(len(demand)) + .5) / len(demand)
+    level, ends = np.append(0, (np.arange(len(demand)) + .5) / len(demand)), np.vstack([np.zeros(P), demand])  # from nothing on, without a jump that would miss a limit
     def order(money, space):  # with a price on either limit
         ratio = 1 - (cost * (1 + money) + volume * space - salvage) / np.maximum(resale - salvage, 1e-12)
-        return np.array([np.interp(r, level, d) if r > 0 else 0. for r, d in zip(ratio, demand.T)]).clip(0, most)
+        return np.array([np.interp(r, level, d) for r, d in zip(ratio, ends.T)]).clip(0, most)
     top = (resale / cost).max() + 1
     def within(weight, limit, price):  # the lowest price at which a limit holds
         over = lambda x: weight @ price(x) - limit
         if over(0.) <= 0: return 0.
         high = top * max((cost / volume).max(), 1.)
-        return high if over(high) > 0 else brentq(over, 0., high, xtol=1e-10)
+        return high if over(high) > 0 else brentq(over, 0., high, xtol=1e-15 * high)
     space = within(volume, shelf, lambda x: order(0., x))
     money = within(cost, budget, lambda x: order(x, space))
-    for _ in range(20):                                                     # both limits at once: each is met in turn
+    for _ in range(20 if space and money else 0):                           # both limits at once: each is met in turn
         space = within(volume, shelf, lambda x: order(money, x))
         money = within(cost, budget, lambda x: order(x, space))
     return order(money, space)

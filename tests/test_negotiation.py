@@ -25,6 +25,16 @@ def test_ours_and_theirs_agree_on_what_stands(table):
     assert twice[0] is not None and twice[0] == twice[1]
 
 
+def test_several_products_at_their_table():
+    rng = np.random.default_rng(0)
+    table = Table(Dealer(rng.normal([100, 60, 30], [20, 25, 10], (30, 3)).clip(0), (9., 12., 20.), outside=20.), Manufacturer((4., 8., 9.), 150., outside=30.))
+    for name in ("malles, e 1", "boulware"):
+        deal = meet(table, negotiators(table)[name](table.dealer), conceder(table, table.maker), 30)
+        assert deal.offer.products == (0, 1, 2) and not refused(deal.offer, table.dealer, table.maker)
+        assert np.allclose(np.divide(deal.offer.quantity, deal.offer.units), np.divide(table.frame.quantity, table.frame.units))
+        assert deal.dealer + deal.maker >= .95 * (table.gain + table.dealer.outside + table.maker.outside)
+
+
 @pytest.mark.parametrize("text, price, found", [("$45", 60, [45.]), ("1,250 or 1300", 1500, [1250., 1300.]), ("1.5k", 1600, [1500.]), ("2 seats, 2009", 90, []), ("30 bucks", 500, [30.]), ("", 10, []), ("$" * 1000 + "9" * 100_000, 100, [])])
 def test_prices(text, price, found): assert prices_in(text, price) == found
 

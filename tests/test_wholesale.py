@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from scipy.optimize import minimize
 from scipy.stats import norm
 
-from malles.bargaining import Dealer, Manufacturer, bargain, best_terms, refused, solutions
+from malles.bargaining import Dealer, Manufacturer, at_profit, bargain, best_terms, refused, solutions
 from malles.wholesale import Offer, best_lot, best_order, demand_quantiles, expected_profit, parse_wholesale, read_offer
 
 
@@ -38,6 +38,19 @@ def test_the_order_is_the_best_one():
         value = lambda x: -expected_profit(x, demand, cost, resale).sum()
         other = minimize(value, q * .9, method="SLSQP", bounds=[(0, None)] * P, constraints=[dict(type="ineq", fun=lambda x: budget - x @ cost), dict(type="ineq", fun=lambda x: shelf - x @ volume)])
         assert -value(q) >= -other.fun - 2e-3 * abs(other.fun)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_scarce_shelf_is_filled_and_no_more(seed):
+    rng = np.random.default_rng(seed)
+    demand, cost = demand_quantiles(rng.normal(100, 20, (30, 3))), rng.uniform(2, 6, 3)
+    resale, shelf = cost * rng.uniform(1.3, 3, 3), rng.uniform(40, 160)
+    q = best_order(demand, cost, resale, shelf=shelf)
+    size = np.diff(np.vstack([np.zeros(3), demand]), axis=0).ravel()            # units between two demands, and what one more of them earns: taken in its order, they are the best order
+    worth = (resale * (1 - np.arange(len(demand))[:, None] / len(demand)) - cost).ravel()
+    best = np.argsort(-worth)
+    taken = np.clip(shelf - np.append(0, np.cumsum(size[best])[:-1]), 0, size[best])
+    assert q.sum() == pytest.approx(shelf, rel=1e-9) and expected_profit(q, demand, cost, resale).sum() == pytest.approx(taken @ worth[best], rel=1e-4)
 
 
 def test_regret_is_that_of_the_plug_in():
@@ -72,6 +85,74 @@ def test_bargains_keep_everybody_whole(seed):
     again = bargain(dealer, maker, 30, e, given=said[:3])
     assert again.said == len(again.bids) - 3 and again.offer == deal.offer                # what was said is not said again, and changes nothing
     for bad in (replace(frame, quantity=(maker.capacity * 2,)), replace(frame, price=maker.cost * .5), replace(frame, price=dealer.resale * 2)): assert refused(bad, dealer, maker)
+
+
+@pytest.mark.parametrize("seed, recorded", [  # before firms of several products; the second fills its capacity
+    (1, (5.801854785303741, 269.65946535759457, 965.9213723315147, -42.88386833575765, 6.93724155141688, 665.7930581879982, 259.50924862549925, 461.51875199787855)),
+    (3, (2.947242026384399, 78.80848001540971, 371.7781062681895, -9.75931594522781, 4.369784804944569, 261.8811261761803, 100.96695941298715, 181.00939516148085))])
+def test_one_product_is_what_it_was(seed, recorded):
+    rng = np.random.default_rng(seed)
+    mu, cost = rng.uniform(50, 500), rng.uniform(2, 6)
+    resale = cost * rng.uniform(1.5, 3)
+    sales = rng.normal(mu, .2 * mu, 30).clip(0)
+    maker = Manufacturer(cost, mu * rng.uniform(.6, 2), outside=.1 * mu * (resale - cost))
+    for dealer, other in ((Dealer(tuple(sales), resale, .2 * cost, maker.outside), maker), (Dealer(sales[:, None], [resale], [.2 * cost], maker.outside), replace(maker, cost=[cost]))):
+        frame, deal, points = best_terms(dealer, other), bargain(dealer, other, 30, (.3, 2.)), solutions(dealer, other)
+        got = frame.price, frame.units, dealer.profit(frame), other.profit(frame), deal.offer.price, deal.dealer, deal.maker, points["Nash"][0]
+        assert got == pytest.approx(recorded, rel=1e-9) and (frame.delivery, frame.terms, deal.said) == (3, 90, 20)
+
+
+def three_products(seed, room):
+    rng = np.random.default_rng(seed)
+    mu, cost = rng.uniform(50, 300, 3), rng.uniform(2, 9, 3)
+    resale = cost * rng.uniform(1.6, 3, 3)
+    alone = .05 * mu @ (resale - cost)
+    return Dealer(rng.normal(mu, .2 * mu, (30, 3)).clip(0), resale, .2 * cost, alone), Manufacturer(cost, room * mu.sum(), alone)
+
+
+@pytest.mark.parametrize("seed, room", [(0, .35), (1, .6), (2, .8), (3, 2.)])
+def test_three_products_share_a_capacity(seed, room):
+    dealer, maker = three_products(seed, room)
+    both = lambda q, d, t: sum(side.profit(Offer(maker.cost @ q / sum(q), tuple(q), (0, 1, 2), d, t)) for side in (dealer, maker))
+    start, limit = np.full(3, maker.capacity / 4), dict(type="ineq", fun=lambda q: maker.capacity - sum(q))
+    frontier = max(-minimize(lambda q: -both(q, d, t), start, method="SLSQP", bounds=[(.01, None)] * 3, constraints=limit).fun for d in (1, 2, 3, 5, 7) for t in (0, 90))
+    frame, nash = best_terms(dealer, maker), solutions(dealer, maker)["Nash"]
+    assert dealer.profit(frame) + maker.profit(frame) == pytest.approx(frontier, rel=5e-4)
+    assert (frame.units == pytest.approx(maker.capacity, rel=1e-9)) == (room < 1)
+    assert nash[0] - dealer.outside == pytest.approx(nash[1] - maker.outside)
+    for e in ((1., 1.), (.3, 2.)):
+        deal = bargain(dealer, maker, 30, e)
+        assert not any(refused(b.offer, dealer, maker) for b in deal.bids) and deal.dealer + deal.maker >= .95 * frontier
+    said = [b.offer for b in deal.bids]
+    again = bargain(dealer, maker, 30, e, given=said[:3])
+    assert again.said == len(again.bids) - 3 and again.offer == deal.offer
+    strange = replace(said[1], products=(*said[1].products[1:], 7))
+    part = at_profit(maker, maker.outside + 1, replace(said[2], quantity=said[2].quantity[1:], products=said[2].products[1:]))
+    edited = bargain(dealer, maker, 30, e, given=(said[0], strange, part))           # what nobody sells cannot stand, a part can; the talk goes on
+    assert "knows no product #7" in edited.bids[1].note and (edited.bids[2].offer, edited.bids[2].note) == (part, "asks") and edited.offer is not None and edited.offer.products == frame.products
+
+
+def test_profits_are_those_of_the_products_named():
+    dealer, maker = three_products(5, 1.)
+    alone = lambda j: (replace(dealer, sales=dealer.sales[:, j], resale=dealer.resale[j], salvage=dealer.salvage[j]), replace(maker, cost=maker.cost[j]))
+    offer = Offer(9., (40., 70.), (2, 0), 3, 60)
+    for k, side in enumerate((dealer, maker)):
+        parts = [alone(j)[k].profit(Offer(9., (q,), (0,), 3, 60)) for j, q in zip(offer.products, offer.quantity)]
+        assert side.profit(offer) == pytest.approx(sum(parts), rel=1e-12) and side.profit(read_offer(str(offer))) == pytest.approx(sum(parts))
+    dear = replace(maker, cost=np.array([1e4, *maker.cost[1:]]))
+    assert best_terms(dealer, dear).products == (1, 2)                                # what does not pay is not named
+    assert best_terms(replace(dealer, resale=20.), replace(maker, cost=5.)).products == (0, 1, 2)   # one number holds for all
+
+
+def test_what_firms_do_not_know_or_cannot_make():
+    dealer, maker = three_products(5, 1.)
+    frame, part = best_terms(dealer, maker), replace(maker, cost=maker.cost[:2])
+    assert refused(replace(frame, products=(0, 1, 3)), dealer, maker) == "the dealer knows no product #3, only #0 to #2"
+    assert refused(frame, dealer, part) == "the manufacturer knows no product #2, only #0 to #1" and best_terms(dealer, part).products == (0, 1)
+    assert "knows no product #-1" in refused(replace(frame, products=(0, 1, -1)), dealer, maker)
+    assert "beyond the capacity" in refused(replace(frame, quantity=(maker.capacity * .4,) * 3), dealer, maker)
+    for wrong in (dict(resale=(9., 8.)), dict(salvage=(1.,))):
+        with pytest.raises(ValueError, match="one for each of 3 products"): replace(dealer, **wrong)
 
 
 def test_nothing_to_bargain_about():
