@@ -19,7 +19,7 @@ from .metrics import total_variation
 from .words import SLOTS
 from .roles import Role, places, shares, view
 from .budgets import page
-from .turns import Talk, Turn, decision, learned_trust, reasons, standing
+from .turns import Talk, Turn, decision, handed_on, learned_trust, reasons, standing
 
 # %% ../nbs/21b_discussion.ipynb #a33a4e75
 class Discussion(ChoiceModel):
@@ -62,9 +62,11 @@ class Discussion(ChoiceModel):
         if hasattr(reader, "orders"): reader.seed = self.seed                             # of the letters
         return reader
 
-    def turn(self, occasions, role, round, rank, running):  # Turn
-        "One role reads and speaks."
-        budget = np.full(len(running), role.budget // self.rounds)
+    def turn(self, occasions, role, round, rank, running, turns=()):  # Turn
+        "One role reads and speaks; a model that can `write` and `hear` (notebook 21e) does so in words too."
+        reader, chair = self._reader(), role == self.chair
+        speaks = hasattr(reader, "hear")
+        budget = np.full(len(running), role.budget // self.rounds - speaks * (self.keep * len(self.helpers) if chair else self.keep + 1))
         keep, tokens = np.zeros(rank.shape, bool), np.zeros(len(rank), int)
         keep[running], tokens[running] = page(occasions[running], role, rank[running], budget) if len(running) else (False, 0)
         rows = np.flatnonzero(keep.any(1))
@@ -74,11 +76,33 @@ class Discussion(ChoiceModel):
         if not len(rows): return Turn(role.name, round, rows, place, np.zeros(place.shape), np.zeros(place.shape), tokens[rows])
         self.calls += len(rows)
         desk = view(occasions[rows], role, keep[rows])                             # its columns stand in the order of the set
-        told = self._reader().predict(desk)
+        if speaks and chair:
+            desk, words = reader.hear(desk, *self.messages_on(turns, rows, place))
+            tokens[rows] += words
+        told = reader.predict(desk)
         with np.errstate(divide="ignore"): score = np.log(np.maximum(told.choice, 1e-12))
         q = None if told.quantity is None else np.broadcast_to(told.quantity, (*told.choice.shape, told.quantity.shape[2]))
         pieces = np.full(place.shape, np.nan) if q is None else q @ told.support
-        return Turn(role.name, round, rows, place, np.where(place >= 0, score, np.nan), pieces, tokens[rows], reasons(desk, score), q)
+        handed, because = None, None
+        if speaks and not chair:
+            column, because, words = reader.write(desk, self.keep)
+            handed = np.where(column >= 0, np.take_along_axis(place, column.clip(0), 1), -1)
+            tokens[rows] += words
+        return Turn(role.name, round, rows, place, np.where(place >= 0, score, np.nan), pieces, tokens[rows], reasons(desk, score), q, handed, because)
+
+    def messages_on(self, turns, rows, place):  # (helpers, k, m) from 1, 0: not named; (helpers, k, m) place in FACTORS, -1: none
+        "What was handed on so far, on the lines of a desk: the rank that each helper gave, and its reason."
+        rank, why = np.zeros((len(self.helpers), *place.shape), int), np.full((len(self.helpers), *place.shape), -1)
+        for t in turns:
+            if t.role == self.chair.name or not len(t.rows): continue
+            h = next(k for k, r in enumerate(self.helpers) if r.name == t.role)
+            handed, because = handed_on(t, self.keep)
+            mine = np.searchsorted(t.rows, rows).clip(max=len(t.rows) - 1)
+            for k in range(handed.shape[1]):
+                here = (t.rows[mine] == rows)[:, None] & (place == handed[mine, k][:, None]) & (place >= 0)
+                rank[h][here] = k + 1
+                why[h] = np.where(here, because[mine][:, None] if k == 0 else -1, why[h])
+        return rank, why
 
     def schedule(self): return [(r, role) for r in range(self.rounds) for role in (*self.helpers, self.chair)]
 
@@ -102,7 +126,7 @@ class Discussion(ChoiceModel):
         shape, prior, turns = occasions.mask.shape, expected_share(occasions), list(turns)
         for round, role in self.schedule()[len(turns):]:
             running = np.flatnonzero(~self.settled(occasions, turns, prior))
-            turns.append(self.turn(occasions, role, round, self.desk(turns, role, round, occasions), running))
+            turns.append(self.turn(occasions, role, round, self.desk(turns, role, round, occasions), running, turns))
         return turns
 
     def settled(self, occasions, turns, prior):  # (n,)

@@ -37,6 +37,7 @@ class PostRecipe:
     lora:int = 0              # rank of the adapters (PEFT); 0: all weights
     attention:str = ""        # the attention prior in one line; empty: none
     consistency:float = 0.    # weight of the divergence between two renderings
+    said:float = .1           # weight of the answer as text
     seed:int = 0
 
 def inner_customers(

@@ -88,7 +88,7 @@ def _offers(occasions:Occasions, order, blind, unseen):
         np.where(np.isnan(price), _mark("price:?", priced), _cells("price", price)), _cells("move", move), _cells("off", off, off > .005),
         _mark("display", value("display") > 0), _mark("feature", value("feature") > 0),
         _cells("bulk", bulk, np.abs(bulk) > .06),
-        *(np.where(value(k) >= 0, value(k), -1).astype(int) for k in ("item", "tag")),
+        *(np.where(value(k) >= 0, value(k), -1).astype(int) for k in ("item", "tag", *(k for k in occasions.log.alternative if k.startswith("heard")))),   # words of post-trained models
         np.broadcast_to(ID["A"] + np.arange(order.shape[1]), order.shape)]
     return np.where(real[:, :, None], np.stack(cells, -1), -1).reshape(len(order), -1)
 

@@ -54,6 +54,10 @@ def parse_message(
 
 def _reason(factors): return ", ".join(f"{k.replace('_', ' ')} {v:.2f}" if k == "price" else f"{k.replace('_', ' ')} {100 * v:.0f} %" for k, v in factors.items())
 
+def _words(handed, because):
+    "What was written, read aloud."
+    return f"hands on {', '.join(f'#{j}' for j in handed if j >= 0)}" + (f" because of {FACTORS[because].replace('_', ' ')}" if because >= 0 else "")
+
 def messages(
     talk:Talk,
     i:int=0,    # discussion
@@ -69,7 +73,7 @@ def messages(
         told = [f for f in np.argsort(-np.nan_to_num(np.abs(stands), nan=-1), kind="stable")[:2] if np.isfinite(value[f])]
         factors = {FACTORS[f]: float(value[f]) for f in told}
         order = np.argsort(np.where(read, -score, np.inf), kind="stable")[:read.sum()]
-        said = t.said[i] if t.said and i in t.said else ", ".join(f"#{place[j]} {score[j]:.2f}" + (f" x{many[j]:.1f}" if np.isfinite(many[j]) else "") for j in order) + "; " + _reason(factors)
+        said = t.said[i] if t.said and i in t.said else ", ".join(f"#{place[j]} {score[j]:.2f}" + (f" x{many[j]:.1f}" if np.isfinite(many[j]) else "") for j in order) + "; " + (_reason(factors) if t.handed is None else _words(t.handed[at[0]], t.because[at[0]]))
         bad = []
         if talk.occasions is not None:
             role = next(r for r in (*talk.table.helpers, talk.table.chair) if r.name == t.role)
