@@ -24,7 +24,7 @@ SHOPPER = Role("shopper", "sees prices, and decides", fields=("price", "promotio
 
 
 class Deaf(SpeakingLM):
-    def hear(self, desk, rank, because): return super().hear(desk, 0 * rank, because)
+    def hear(self, desk, helpers, rank, because): return super().hear(desk, helpers, 0 * rank, because)
 
 
 def main(a):

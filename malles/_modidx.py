@@ -1227,6 +1227,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'malles.trainer.expected_pieces': ('trainer.html#expected_pieces', 'malles/trainer.py'),
                                 'malles.trainer.read_places': ('trainer.html#read_places', 'malles/trainer.py')},
             'malles.transcripts': { 'malles.transcripts.Message': ('transcripts.html#message', 'malles/transcripts.py'),
+                                    'malles.transcripts._message': ('transcripts.html#_message', 'malles/transcripts.py'),
                                     'malles.transcripts._name': ('transcripts.html#_name', 'malles/transcripts.py'),
                                     'malles.transcripts._reason': ('transcripts.html#_reason', 'malles/transcripts.py'),
                                     'malles.transcripts._turn': ('transcripts.html#_turn', 'malles/transcripts.py'),

@@ -131,7 +131,8 @@ def bargain(
     given=(),            # offers of the first turns, said already: an edit is another list
     first:str="dealer",
 )->Deal:
-    "Alternating offers until one is taken. Offers that are given are checked like all others."
+    "Alternating offers until one is taken. Offers that are given are checked like all others. Raises ValueError for fewer than two turns, or than are given."
+    if turns < 2 or len(given) > turns: raise ValueError(f"a bargain has at least two turns, and no more of them are given than there are: turns={turns}, {len(given)} given")
     frame, sides = best_terms(dealer, maker), (dealer, maker) if first == "dealer" else (maker, dealer)
     gain = joint_gain(dealer, maker, frame)
     e = dict(zip(("dealer", "manufacturer"), hardness))

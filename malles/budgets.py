@@ -50,7 +50,7 @@ def page(
     return np.pad(nth < most[:, None], ((0, 0), (0, wide - mask.shape[1]))), tokens
 
 # %% ../nbs/20b_budgets.ipynb #b252babc
-NUMBER = re.compile(r"(?<![\w.#])-?\d+(?:\.\d+)?(?=\s*%|\W|$)")
+NUMBER = re.compile(r"(?<![\w.#])-?(?:\d+(?:\.\d+)?|\.\d+)(?:e[+-]?\d+)?", re.I)
 
 def numbers_of(view:Occasions, i:int=0):  # (k,)
     "All that a role can quote: the values on its desk, habits and moments, and how many alternatives there are."

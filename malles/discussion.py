@@ -66,7 +66,7 @@ class Discussion(ChoiceModel):
         "One role reads and speaks; a model that can `write` and `hear` (notebook 21e) does so in words too."
         reader, chair = self._reader(), role == self.chair
         speaks = hasattr(reader, "hear")
-        budget = np.full(len(running), role.budget // self.rounds - speaks * (self.keep * len(self.helpers) if chair else self.keep + 1))
+        budget = np.full(len(running), role.budget // self.rounds - speaks * (self.keep * len(self.helpers) * min(round + 1, len(self.helpers) + 1) if chair else self.keep + 1))
         keep, tokens = np.zeros(rank.shape, bool), np.zeros(len(rank), int)
         keep[running], tokens[running] = page(occasions[running], role, rank[running], budget) if len(running) else (False, 0)
         rows = np.flatnonzero(keep.any(1))
@@ -77,7 +77,7 @@ class Discussion(ChoiceModel):
         self.calls += len(rows)
         desk = view(occasions[rows], role, keep[rows])                             # its columns stand in the order of the set
         if speaks and chair:
-            desk, words = reader.hear(desk, *self.messages_on(turns, rows, place))
+            desk, words = reader.hear(desk, [h.name for h in self.helpers], *self.messages_on(turns, rows, place))
             tokens[rows] += words
         told = reader.predict(desk)
         with np.errstate(divide="ignore"): score = np.log(np.maximum(told.choice, 1e-12))
@@ -131,7 +131,7 @@ class Discussion(ChoiceModel):
 
     def settled(self, occasions, turns, prior):  # (n,)
         "Where the last two decisions are nearly the same, or all has been read."
-        ends = [k + 1 for k, t in enumerate(turns) if t.role == self.chair.name]
+        ends = [k + 1 for k, t in enumerate(turns) if t.role == self.chair.name and len(t.rows)]
         if not ends: return np.zeros(len(occasions), bool)
         now, before = (decision(standing(turns[:e], self.chair.name, prior.shape)[0], occasions.mask, prior, self.trust) for e in (ends[-1], ends[-2] if len(ends) > 1 else 0))
         U, _ = standing(turns[:ends[-1]], self.chair.name, prior.shape)

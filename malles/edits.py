@@ -33,7 +33,7 @@ def edited(
     else:
         if len(talk) != 1: raise ValueError(f"a text belongs to one discussion, this talk holds {len(talk)}: discuss one occasion")
         scores, pieces, _ = parse_message(text, int(talk.mask[0].sum()))
-        new = Turn(old.role, old.round, np.array([0]), np.array([list(scores)]), np.array([list(scores.values())]), np.array([[pieces.get(j, np.nan) for j in scores]]), np.array([0]), said={0: text})
+        new = Turn(old.role, old.round, np.array([0]), np.array([list(scores)]), np.array([list(scores.values())]), np.array([[pieces.get(j, np.nan) for j in scores]]), np.array([0]), said={0: text}, desk=old.place)
     return _on(talk, (*talk.turns[:turn], new), seed)
 
 def silent(t:Turn)->Turn:

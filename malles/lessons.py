@@ -85,12 +85,13 @@ def own_words(seen:list, recipe:PostRecipe)->dict:  # market -> name -> number o
     return words
 
 def with_more_words(lm:LM, n:int, seed:int=0)->LM:
-    "The model with n product words after its own, small at first."
+    "The model with n more words after all that it has, small at first."
     import torch
     if not n: return lm
-    lm.tokenizer.add_tokens([f"item:{k}" for k in range(n)])
-    lm.model.resize_token_embeddings(len(WORDS) + n, mean_resizing=False)
-    with torch.no_grad(): lm.model.get_input_embeddings().weight[len(WORDS):] = .02 * torch.randn(n, lm.model.config.hidden_size, generator=torch.Generator().manual_seed(seed))
+    first = lm.model.get_input_embeddings().num_embeddings
+    lm.tokenizer.add_tokens([f"item:{k}" for k in range(first - len(WORDS), first - len(WORDS) + n)])
+    lm.model.resize_token_embeddings(first + n, mean_resizing=False)
+    with torch.no_grad(): lm.model.get_input_embeddings().weight[first:] = .02 * torch.randn(n, lm.model.config.hidden_size, generator=torch.Generator().manual_seed(seed))
     return lm
 
 # %% ../nbs/16c_lessons.ipynb #fdf14596

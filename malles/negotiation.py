@@ -48,7 +48,7 @@ def conceder(table:Table, side, hardness:float=1.):
             return OUTCOMES[int(np.argmax(np.where(able, both - 1e-3 * mine, -np.inf)))]
         def respond(self, state, source=None):
             o = state.current_offer
-            return ResponseType.ACCEPT_OFFER if o is not None and table.utility(side, o) >= max(wish(state), 0) - .01 else ResponseType.REJECT_OFFER
+            return ResponseType.ACCEPT_OFFER if o is not None and table.utility(side, o) >= max(wish(state) - .01, 0) else ResponseType.REJECT_OFFER
     return Conceder(name=side.name)
 
 def meet(

@@ -38,6 +38,7 @@ class SpeakingLM(LMChoice):
     def __init__(self, lm:LM, **kw):
         super().__init__(lm, **kw)
         if "speech" not in lm.card: raise ValueError(f"{lm.name} has not been taught to speak; teach it with teach_to_speak")
+        self.name = lm.card["name"]
         self.helpers, self.keep, first = (lm.card["speech"][k] for k in ("helpers", "keep", "first"))
         self.code = {w: first + k for k, w in enumerate(speech(self.helpers, self.keep))}      # word -> token
 
@@ -64,11 +65,11 @@ class SpeakingLM(LMChoice):
         because = np.where(seen.any(1), likeliest([self.code[f"because:{f}"] for f in FACTORS], seen), -1)
         return picked, because, (picked >= 0).sum(1) + (because >= 0)
 
-    def hear(self, desk:Occasions, rank, because):  # Occasions; (n,) words
-        "A desk with what was said on its lines; rank and because (helpers, n, m) as `Discussion.messages_on` gives them."
-        if len(rank) != len(self.helpers): raise ValueError(f"{self.name} was taught to hear {', '.join(self.helpers)}; {len(rank)} helpers sit at this table")
+    def hear(self, desk:Occasions, helpers, rank, because):  # Occasions; (n,) words
+        "A desk with what was said on its lines; helpers by name, rank and because (helpers, n, m) as `Discussion.messages_on` gives them."
+        if list(helpers) != list(self.helpers): raise ValueError(f"{self.name} was taught to hear {', '.join(self.helpers)}, in this order; at this table sit {', '.join(helpers)}")
         (at, mask), columns = desk._grid, {}
-        for h, (name, r, why) in enumerate(zip(self.helpers, rank[..., :desk.mask.shape[1]], because)):
+        for h, (name, r, why) in enumerate(zip(helpers, rank[..., :desk.mask.shape[1]], because)):
             said, v = np.full(r.shape, np.nan), np.full(len(desk.log.alternative["product"]), np.nan)
             for k in range(1, self.keep + 1): said[r == k] = self.code[f"{name}:{k}"]
             for f, factor in enumerate(FACTORS): said[(r == 1) & (why[:, :r.shape[1]] == f)] = self.code[f"{name}:1:{factor}"]
@@ -106,7 +107,7 @@ def speech_lessons(
         bought = talk.occasions[t.rows]
         bought = Occasions(replace(bought.log, occasion={**bought.log.occasion, "chosen": _put(bought, np.where(hit.any(1), hit.argmax(1), -1))}), bought.rows)     # as a place on the desk
         if role == table.chair:
-            desk, _ = speaker.hear(desk, *table.messages_on(turns, t.rows, t.place))
+            desk, _ = speaker.hear(desk, speaker.helpers, *table.messages_on(turns, t.rows, t.place))
             answer = lambda i, order: [w for w in decision_words(bought[[i]], order[None])[0] if w >= 0]
         else:
             best = np.argsort(np.where(read, -t.score, np.inf), axis=1, kind="stable")[:, :table.keep]

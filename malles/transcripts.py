@@ -67,6 +67,7 @@ def messages(
     for n, t in enumerate(talk.turns):
         at = np.flatnonzero(t.rows == i)
         if not len(at): continue
+        if t.said and isinstance(t.said.get(i), Message): out.append(t.said[i]); continue           # as it was saved
         place, score, many = t.place[at[0]], t.score[at[0]], t.pieces[at[0]]
         read = place >= 0
         value, stands = t.factors[at[0]].T if t.factors is not None else np.full((2, len(FACTORS)), np.nan)
@@ -77,7 +78,8 @@ def messages(
         bad = []
         if talk.occasions is not None:
             role = next(r for r in (*talk.table.helpers, talk.table.chair) if r.name == t.role)
-            keep = np.zeros((1, talk.mask.shape[1]), bool); keep[0, place[read]] = True
+            desk = place if t.desk is None else t.desk[at[0]]
+            keep = np.zeros((1, talk.mask.shape[1]), bool); keep[0, desk[desk >= 0]] = True
             bad = ungrounded(said.partition(";")[2], numbers_of(view(talk.occasions[[i]], role, keep)))
         out.append(Message(n, t.role, t.round, said, factors, {int(place[j]): float(score[j]) for j in order}, {int(place[j]): float(many[j]) for j in order if np.isfinite(many[j])}, int(t.tokens[at[0]]), bad))
     return out
@@ -101,26 +103,41 @@ Talk._repr_markdown_ = show
 # %% ../nbs/21c_transcripts.ipynb #548c8160
 def save(talk:Talk, path):
     "Write all discussions as JSONL, whole."
-    head = [dict(kind="table", chair=talk.chair, n=len(talk), trust=talk.trust)] + [dict(kind="occasion", i=i, id=str(talk.ids[i]), products=[str(x) for x in talk.names[i][talk.mask[i]]], prior=talk.prior[i][talk.mask[i]].tolist()) for i in range(len(talk))]
-    lines = head + [dict(kind="message", i=i, **asdict(m)) for i in range(len(talk)) for m in messages(talk, i)]
+    said = [dict(kind="message", i=i, **asdict(m)) for i in range(len(talk)) for m in messages(talk, i)]
+    head = [dict(kind="table", chair=talk.chair, n=len(talk), messages=len(said), trust=talk.trust)] + [dict(kind="occasion", i=i, id=str(talk.ids[i]), products=[str(x) for x in talk.names[i][talk.mask[i]]], prior=talk.prior[i][talk.mask[i]].tolist()) for i in range(len(talk))]
+    lines = head + said
     replace_file(path, lambda p: p.write_text("".join(json.dumps(x) + "\n" for x in lines), encoding="utf-8"))
 
 def load(path)->Talk:
-    "Discussions as they were saved. Raises ValueError where the file is not whole."
+    "Discussions as they were saved. Raises ValueError, naming the line, where the file is not whole or not a transcript."
     try: lines = [json.loads(x) for x in open(path, encoding="utf-8")]
     except ValueError as e: raise ValueError(f"{path}: not a transcript ({e})") from None
-    if not lines or lines[0].get("kind") != "table": raise ValueError(f"{path}: a transcript begins with a line of kind 'table'")
-    occ, said = ([x for x in lines if x.get("kind") == k] for k in ("occasion", "message"))
-    if len(occ) != lines[0]["n"]: raise ValueError(f"{path}: {len(occ)} occasions there, {lines[0]['n']} were saved")
-    J = max((len(o["products"]) for o in occ), default=0)
+    if not lines or not isinstance(lines[0], dict) or lines[0].get("kind") != "table": raise ValueError(f"{path}: a transcript begins with a line of kind 'table'")
+    table, occ, said, at = lines[0], [], [], 1
+    try:
+        trust, chair = float(table["trust"]), str(table["chair"])
+        for at, x in enumerate(lines[1:], 2):
+            if x["kind"] == "occasion": occ.append((str(x["id"]), *zip(*zip(map(str, x["products"]), map(float, x["prior"]), strict=True))))
+            elif 0 <= x["i"] < len(occ): said.append((x["i"], _message(x, len(occ[x["i"]][1]))))
+            else: raise ValueError(f"a message of occasion {x['i']}, of {len(occ)}")
+        at = 1
+        for what, found, saved in (("occasions", occ, table["n"]), ("messages", said, table["messages"])):
+            if len(found) != saved: raise ValueError(f"{len(found)} {what} there, {saved} were saved")
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e: raise ValueError(f"{path}, line {at}: {'no ' if isinstance(e, KeyError) else ''}{e}") from None
+    J = max((len(products) for _, products, _ in occ), default=0)
     mask, prior, names = np.zeros((len(occ), J), bool), np.zeros((len(occ), J)), np.full((len(occ), J), "", object)
-    for i, o in enumerate(occ): k = len(o["products"]); mask[i, :k], prior[i, :k], names[i, :k] = True, o["prior"], o["products"]
-    turns = []
-    for n in sorted({m["turn"] for m in said}): turns.append(_turn([m for m in said if m["turn"] == n]))
-    return Talk(tuple(turns), lines[0]["chair"], mask, prior, names, np.array([o["id"] for o in occ], object), lines[0]["trust"])
+    for i, (_, products, p) in enumerate(occ): k = len(products); mask[i, :k], prior[i, :k], names[i, :k] = True, p, products
+    turns = [_turn([(i, m) for i, m in said if m.turn == n]) for n in sorted({m.turn for _, m in said})]
+    return Talk(tuple(turns), chair, mask, prior, names, np.array([x for x, *_ in occ], object), trust)
 
-def _turn(said):  # Turn of the messages of one turn
-    m = max(len(x["scores"]) for x in said)
-    wide = lambda get, fill: np.array([[*(v := get(x)), *[fill] * (m - len(v))] for x in said])
-    return Turn(said[0]["role"], said[0]["round"], np.array([x["i"] for x in said]), wide(lambda x: [int(j) for j in x["scores"]], -1), wide(lambda x: list(x["scores"].values()), np.nan),
-        wide(lambda x: [x["pieces"].get(j, np.nan) for j in x["scores"]], np.nan), np.array([x["tokens"] for x in said]), said={x["i"]: x["text"] for x in said})
+def _message(x, products):
+    "A message of a saved line."
+    by = lambda d: {int(j): float(v) for j, v in d.items()}
+    m = Message(int(x["turn"]), str(x["role"]), int(x["round"]), str(x["text"]), {str(k): float(v) for k, v in x["factors"].items()}, by(x["scores"]), by(x["pieces"]), int(x["tokens"]), [str(b) for b in x["ungrounded"]])
+    if not m.scores or not all(0 <= j < products for j in (*m.scores, *m.pieces)): raise ValueError(f"a message scores some of {products} products, got {list(m.scores)}")
+    return m
+
+def _turn(said):  # Turn of the messages of one turn: (discussion, message)
+    wide = max(len(m.scores) for _, m in said)
+    table = lambda get, fill: np.array([[*(v := get(m)), *[fill] * (wide - len(v))] for _, m in said])
+    return Turn(said[0][1].role, said[0][1].round, np.array([i for i, _ in said]), table(lambda m: list(m.scores), -1), table(lambda m: list(m.scores.values()), np.nan), table(lambda m: [m.pieces.get(j, np.nan) for j in m.scores], np.nan), np.array([m.tokens for _, m in said]), said=dict(said))

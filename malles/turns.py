@@ -33,7 +33,8 @@ class Turn:
 
     handed:np.ndarray = field(default=None, repr=False)    # (k, keep) alternatives that were handed on in words, best first, -1 for none; None where nothing was written
     because:np.ndarray = field(default=None, repr=False)   # (k,) the reason that was written, a place in FACTORS; -1 for none
-    said:dict = None    # discussion -> text, where it did not come from the scores
+    said:dict = None    # discussion -> text, where it did not come from the scores; in a replay, the whole message
+    desk:np.ndarray = field(default=None, repr=False)      # (k, m) what it read, where it speaks of something else
 
     def spread(self, values, shape, fill=np.nan):  # (k, m, ...) -> (n, J, ...)
         "Values of what was read, where it stands in the set."

@@ -89,7 +89,7 @@ def best_order(
     def within(weight, limit, price):  # the lowest price at which a limit holds
         over = lambda x: weight @ price(x) - limit
         if over(0.) <= 0: return 0.
-        high = top * max((cost / volume).max(), 1.)
+        high = top * max((cost / np.where(volume > 0, volume, np.inf)).max(), 1.)
         return high if over(high) > 0 else brentq(over, 0., high, xtol=1e-15 * high)
     space = within(volume, shelf, lambda x: order(0., x))
     money = within(cost, budget, lambda x: order(x, space))

@@ -117,12 +117,49 @@ def test_a_transcript_is_replayed_without_a_model(market, tmp_path):
     with pytest.raises(ValueError, match="no model"): edited(again, 0)
 
 
+def test_a_replay_shows_what_was_detected_and_a_broken_file_is_refused(market, tmp_path):
+    import json
+    talk = retail_table(LMChoice.nano(), 512, settle=0).fit(market[:200]).discuss(market[[260]])
+    said = messages(talk)[0].scores
+    lied = edited(edited(talk, 1), 0, ", ".join(f"#{j} {v:.2f}" for j, v in said.items()) + "; price 77.77")   # the second turn says nothing
+    save(lied, tmp_path/"t.jsonl")
+    again = load(tmp_path/"t.jsonl")
+    assert messages(again) == messages(lied) and messages(again)[0].ungrounded == ["77.77"] and show(again) == show(lied) and "not in its view: 77.77" in show(again)
+    save(again, tmp_path/"again.jsonl")
+    assert (tmp_path/"again.jsonl").read_text() == (tmp_path/"t.jsonl").read_text()
+    lines = (tmp_path/"t.jsonl").read_text().splitlines()
+    message = json.loads(lines[-1])
+    broken = [(lines[:-1], "messages there"), ([lines[0].replace('"trust": 1.0', '"trust": "high"'), *lines[1:]], "line 1")]
+    broken += [([*lines[:-1], json.dumps(message | change)], f"line {len(lines)}: {why}") for change, why in ((dict(scores={"999": -.1}), "a message scores some of"), (dict(i=99), "a message of occasion 99"), (dict(i=-1), "a message of occasion -1"), (dict(tokens="many"), "invalid literal"))]
+    broken += [([*lines[:-1], json.dumps({k: v for k, v in message.items() if k != "role"})], f"line {len(lines)}: no 'role'")]
+    for text, why in broken:
+        (tmp_path/"bad.jsonl").write_text("\n".join(text))
+        with pytest.raises(ValueError, match=why): load(tmp_path/"bad.jsonl")
+
+
+def test_a_number_is_held_against_what_the_role_read_whatever_it_speaks_of(market):
+    talk = retail_table(LMChoice.nano(), 256, settle=0).fit(market[:200]).discuss(market[[260]])
+    turn = talk.turns[0]
+    other = next(j for j in np.flatnonzero(talk.mask[0]) if j not in turn.place[0])
+    unseen = next(f"{p:.2f}" for p in talk.occasions.price[0][[other]] if ungrounded(f"price {p:.2f}", numbers_of(view(talk.occasions, talk.table.helpers[0], np.isin(np.arange(talk.mask.shape[1]), turn.place[0])[None]))))
+    assert messages(edited(talk, 0, f"#{other} -0.1; price {unseen}"))[0].ungrounded == [unseen]
+
+
+def test_a_silent_chair_does_not_end_the_talk(market):
+    table = retail_table(LMChoice.nano(), 2048, rounds=4, settle=1e-9).fit(market[:200])
+    talk = table.discuss(market[260:264])
+    ends = [k for k, t in enumerate(talk.turns) if t.role == table.chair.name]
+    gone = edited(talk, ends[1])
+    assert len(talk.turns[ends[2]].rows) and len(gone.turns[ends[2]].rows) and gone.table.calls > 0
+
+
 def test_what_is_said_is_grounded(market):
     talk = retail_table(LMChoice.nano(), 512).fit(market[:200]).discuss(market[260:270])
     said = [m for i in range(10) for m in messages(talk, i)]
     assert said and not any(m.ungrounded for m in said)
     known = numbers_of(view(market[[260]], talk.table.helpers[0], market[[260]].mask))
     assert ungrounded("costs 98765.4", known) == ["98765.4"]
+    assert ungrounded("98765USD, 98765.4kg, .98765, 9.8765e9 and #3", known) == ["98765", "98765.4", ".98765", "9.8765e9"]
 
 
 @pytest.mark.parametrize("bad", [dict(fields=("prize",)), dict(order="colour"), dict(history=99), dict(name="x\nsystem:")])

@@ -22,6 +22,7 @@ from malles.worlds import sample_world
 
 HELPERS = [Role("habits", "", fields=("history", "crowd"), order="own", history=2), Role("crowd", "", fields=("crowd",))]
 SHOPPER = Role("shopper", "", fields=("price",))
+NAMES = ["habits", "crowd"]
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +58,23 @@ def test_what_is_written_can_be_read_and_stands_on_the_desk(occasions, untaught)
     assert all(np.array_equal(a.handed, b.handed) for a, b in zip(talk.turns, again.turns) if a.handed is not None)
 
 
-@pytest.mark.parametrize("budget", [90, 150, 400])
-def test_words_are_paid_for(occasions, untaught, budget):
+class Decided(SpeakingLM):
+    "Writes what it thinks, as a taught one would."
+    def write(self, desk, keep):
+        p = np.where(desk.mask, LMChoice(self.lm).predict(desk).choice, -1)
+        best = np.argsort(-p, 1)[:, :keep]
+        best = np.pad(np.where(np.take_along_axis(p, best, 1) >= 0, best, -1), ((0, 0), (0, keep - best.shape[1])), constant_values=-1)
+        return best, np.zeros(len(desk), int), (best >= 0).sum(1) + 1
+
+
+@pytest.mark.parametrize("rounds", [2, 3])
+@pytest.mark.parametrize("budget", [90, 93, 150, 400])
+def test_words_are_paid_for(occasions, untaught, budget, rounds):
     roles = [replace(r, budget=budget) for r in HELPERS]
-    talk = Discussion(untaught, roles, replace(SHOPPER, budget=budget), rounds=2, settle=0).discuss(occasions[100:130])
-    for role in (*roles, SHOPPER): assert max((np.bincount(t.rows, t.tokens, len(talk)) for t in talk.turns if t.role == role.name), key=lambda x: x.max()).max() <= budget // 2
-    quiet = Discussion(LMChoice(untaught.lm), roles, replace(SHOPPER, budget=budget), rounds=2, settle=0).discuss(occasions[100:130])
+    for model in (untaught, Decided(untaught.lm)):
+        talk = Discussion(model, roles, replace(SHOPPER, budget=budget), rounds=rounds, settle=0).discuss(occasions[100:130])
+        assert all(t.tokens.max(initial=0) <= budget // rounds for t in talk.turns)
+    talk, quiet = (Discussion(m, roles, replace(SHOPPER, budget=budget), rounds=rounds, settle=0).discuss(occasions[100:130]) for m in (untaught, LMChoice(untaught.lm)))
     same = next(k for k, t in enumerate(talk.turns) if t.role == "habits")
     alike = [i for i, (a, b) in enumerate(zip(talk.turns[same].place, quiet.turns[same].place)) if np.array_equal(a, b)]
     if alike: assert np.all(talk.turns[same].tokens[alike] > quiet.turns[same].tokens[alike])
@@ -74,7 +86,7 @@ def test_a_message_is_heard_on_the_line_it_speaks_of_and_nowhere_else(occasions,
     rank, because = np.zeros((2, len(o), J), int), np.full((2, len(o), J), -1)
     rank[0, :, 2], rank[0, :, 4], rank[1, :, 4], because[0, :, 2] = 1, 2, 3, FACTORS.index("popularity")
     rank *= o.mask
-    desk, words = untaught.hear(o, rank, because)
+    desk, words = untaught.hear(o, NAMES, rank, because)
     receipts = render(desk, False)
     assert np.array_equal(words, (rank > 0).sum((0, 2)))
     for i in range(len(o)):
@@ -88,7 +100,7 @@ def test_a_message_is_heard_on_the_line_it_speaks_of_and_nowhere_else(occasions,
         for j, said in heard.items(): assert said == (expected.get(j, []) if o.mask[i, j] else []), (i, j)
     plain = LMChoice(untaught.lm)
     assert np.abs(plain.predict(desk).choice - plain.predict(o).choice).max() > 1e-4      # it reaches the model
-    none, words = untaught.hear(o, 0 * rank, because)
+    none, words = untaught.hear(o, NAMES, 0 * rank, because)
     assert not words.any() and np.array_equal(plain.predict(none).choice, plain.predict(o).choice)
 
 
@@ -105,7 +117,8 @@ def test_a_changed_message_changes_what_follows_only(occasions, untaught):
 def test_who_was_not_taught_is_refused(untaught):
     with pytest.raises(ValueError, match="has not been taught to speak"): SpeakingLM(LM.from_pretrained("nano"))
     o = with_profiles(simulate(sample_world(np.random.default_rng(0), 5), 10, 3, rng=0)[0])
-    with pytest.raises(ValueError, match="was taught to hear habits, crowd; 1 helpers"): untaught.hear(o, np.zeros((1, len(o), 5), int), np.zeros((1, len(o), 5), int))
+    for others in (HELPERS[::-1], HELPERS[:1], [replace(HELPERS[0], name="x"), HELPERS[1]]):
+        with pytest.raises(ValueError, match="was taught to hear habits, crowd, in this order"): Discussion(untaught, others, SHOPPER, rounds=1).discuss(o)
     with pytest.raises(ValueError, match="hand on 3 alternatives, this table asks for 2"): untaught.write(o, 2)
 
 
@@ -144,3 +157,15 @@ def test_a_taught_table_decides_and_is_read_again(occasions, tmp_path):
     with pytest.raises(ValueError, match="fold 0"): spoken.predict(parts(market, 1)[2])
     save(spoken.discuss(out), tmp_path/"t.jsonl")
     assert np.allclose(load(tmp_path/"t.jsonl").choice(), p)
+
+
+def test_a_model_with_words_of_its_own_keeps_them(occasions, tmp_path):
+    lm = with_more_words(LM.from_pretrained("nano"), 30)
+    old, plain = lm.model.get_input_embeddings().weight.detach().clone(), LMChoice(lm).predict(occasions[:9]).choice
+    lm.card |= dict(speech=dict(helpers=NAMES, keep=3, first=len(old)))
+    speaker = SpeakingLM(with_more_words(lm, len(speech(NAMES, 3)), seed=1))
+    now = speaker.lm.model.get_input_embeddings().weight.detach()
+    assert len(now) == len(old) + 18 == len(speaker.lm.tokenizer) and np.array_equal(now[:len(old)], old)
+    assert np.allclose(LMChoice(speaker.lm).predict(occasions[:9]).choice, plain, atol=1e-6)
+    assert sorted(speaker.code.values()) == list(range(len(old), len(now)))
+    Discussion(speaker, HELPERS, SHOPPER, rounds=1).discuss(occasions[:9])

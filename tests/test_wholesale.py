@@ -159,3 +159,17 @@ def test_nothing_to_bargain_about():
     with pytest.raises(ValueError, match="nothing to bargain"): best_terms(Dealer((50., 60., 55.), 3.), Manufacturer(5., 100.))
     with pytest.raises(ValueError): demand_quantiles([5.])
     with pytest.raises(ValueError): demand_quantiles([5., -1.])
+
+
+def test_a_bargain_has_room_for_what_is_given():
+    d, m = Dealer((50., 60., 70., 55.), 5.), Manufacturer(2., 100.)
+    offer = bargain(d, m).bids[0].offer
+    for turns, given in ((1, ()), (3, (offer,) * 4)):
+        with pytest.raises(ValueError, match="at least two turns"): bargain(d, m, turns=turns, given=given)
+    assert bargain(d, m, turns=3, given=(offer,) * 3).said == 0
+
+
+def test_what_takes_no_room_is_no_trouble_to_a_shelf():
+    sales = np.random.default_rng(0).normal(50, 10, (30, 2))
+    q = best_order(demand_quantiles(sales), 2., 5., volume=[0., 1.], shelf=20.)
+    assert abs(q[1] - 20) < 1e-6 and q[0] > 40
