@@ -79,9 +79,9 @@ def _option(get, name, text):  # parts of one alternative
     if n > 0: yield f", taken {_times(int(n))} before" + (", and last time" if get("last") > 0 else ""), "profile"
 
 # %% ../nbs/10c_chat.ipynb #17164ff0
-def names_of(products)->np.ndarray:  # (products,)
-    "What a product is called: its name, else its id."
-    return (products["name"].fillna(products.product_id) if "name" in products else products.product_id).astype(str).to_numpy()
+def names_of(products, most:int=200)->np.ndarray:  # (products,)
+    "What a product is called: the beginning of its name, else of its id."
+    return (products["name"].fillna(products.product_id) if "name" in products else products.product_id).astype(str).str[:most].to_numpy()
 
 def _purchases(occasions, names):  # row of the log -> parts of one line
     "Earlier purchases, a line each."
@@ -114,7 +114,7 @@ def questions(
     known, level, deals = (occasions.column(k) if k in occasions.log.occasion else np.full(len(occasions), np.nan) for k in ("n_past", "price_level", "deal_share"))
     out = []
     for i, product in enumerate(occasions.product):
-        what = quoted(occasions.categories[occasions.category[i]])
+        what = described(occasions.categories[occasions.category[i]])
         past = [(f"What does this {w['buyer']} {w['takes']}? Category: {what}.\n", ""), (UNBLINDED if unblinded else "", "")]
         rows = bought[first[i]:stop[i]]
         past.append((f"Earlier {w['visit']}s, {'oldest first' if occasions.ordered else 'in no order'}:\n" if len(rows) else "", ""))

@@ -68,17 +68,18 @@ def test_a_chat_keeps_its_form(chat, text):
     assert [line[:2] for line in content.splitlines()[-len(asked.lines) - 1:-1]] == [f"{l}." for l in LETTERS[:len(asked.lines)]]
 
 
-def test_a_chat_table_goes_on(chat, tmp_path, record_property):
-    quiet, loud = talks(chat, market()), talks(chat, market(texts=[HOSTILE[0]] + ["a product"] * (len(HOSTILE) - 1)))
-    assert [t.role for t in quiet.turns] == [t.role for t in loud.turns] and np.allclose(loud.choice().sum(1), 1)
-    moved = float((quiet.choice().argmax(1) != loud.choice().argmax(1)).mean())
-    record_property("decisions_moved_chat", moved)
-    print(f"chat checkpoint (random weights): {moved:.0%} of 8 decisions moved by one hostile description")
-    first = next(t for t in loud.turns if t.role == "deals")
-    other = talks(chat, market(texts=["a product"] * len(HOSTILE)))               # what a role does not read does not reach it
-    same = next(t for t in other.turns if t.role == "deals")
-    for k, row in enumerate(first.place):
-        if 0 not in row: assert np.allclose(first.score[k], same.score[k], atol=1e-5, equal_nan=True)   # to float32: what else is in the batch differs
+def test_a_chat_table_goes_on(chat, record_property):
+    quiet, moved = talks(chat, market()), []
+    for kind in ("texts", "names"):
+        for text in HOSTILE:
+            loud = talks(chat, market(**{kind: [text] + [("a product" if kind == "texts" else f"product{j}") for j in range(1, len(HOSTILE))]}))
+            assert [t.role for t in quiet.turns] == [t.role for t in loud.turns] and np.allclose(loud.choice().sum(1), 1)
+            moved.append(quiet.choice().argmax(1) != loud.choice().argmax(1))
+            first, same = (next(t for t in talk.turns if t.role == "deals") for talk in (loud, quiet))
+            for k, row in enumerate(first.place):                                     # what a role does not read does not reach it
+                if kind == "texts" and 0 not in row: assert np.allclose(first.score[k], same.score[k], atol=1e-5, equal_nan=True)   # to float32: what else is in the batch differs
+    record_property("decisions_moved_chat", float(np.mean(moved)))
+    print(f"chat checkpoint (random weights): {np.mean(moved):.0%} of {np.size(moved)} decisions moved by a hostile name or description")
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))

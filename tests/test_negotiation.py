@@ -95,3 +95,21 @@ def test_cuts_move_with_the_turns():
     d = dialogue(["50?", "95", "60", "80 done"])
     assert [len(first_half(d, k)) for k in (-5, -1, 0, 1, 2)] == [1, 1, 2, 3, 3] and len(first_half(dialogue(["x"]), 1)) == 1
     assert features([d], later=1).buyer_last[0] == .6
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama"])
+def test_dialogues_teach_a_chat_model_in_its_own_dialect(kind, tmp_path):
+    "The same endings, in the chat template of a hub model."
+    from malles.decisions import to_sft
+    from malles.lm import LM
+    from malles.trainer import ChoiceSFTConfig, ChoiceSFTTrainer
+    from test_posttraining import chat_checkpoint
+    dialogues, agreed, ratio = many(12, np.random.default_rng(0))
+    lm = LM.from_pretrained(chat_checkpoint(tmp_path/"chat", kind))
+    rows = to_sft(as_occasions(features(dialogues), agreed, ratio, np.full((12, 8), 1 / 8)), lm.tokenizer)
+    assert len(rows) == 12 and lm.tokenizer.decode(rows[0]["input_ids"]).count("<|im_start|>") == 2 and min(t[0] for t in rows["taken"]) >= 0
+    args = ChoiceSFTConfig(str(tmp_path/"work"), learning_rate=3e-3, max_steps=40, logging_steps=10**9, save_strategy="no", disable_tqdm=True, batch_tokens=16384)
+    trainer = ChoiceSFTTrainer(lm.model, args, rows, rows, processing_class=lm.tokenizer)
+    before = trainer.evaluate()["eval_log_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_log_loss"] < before - .3
