@@ -21,23 +21,24 @@ class Offer:
     products:tuple = (0,)
     delivery:int = 7     # days
     terms:int = 30       # days of credit
+    warranty:int = 0     # months of after-sales service
 
     def __post_init__(self):
         if not (math.isfinite(self.price) and self.price > 0): raise ValueError(f"a price is positive, got {self.price}")
         if len(self.quantity) != len(self.products) or len(set(self.products)) < len(self.products): raise ValueError(f"one quantity for each product, each named once, got {self.quantity} of {self.products}")
         if not all(math.isfinite(q) and q > 0 for q in self.quantity): raise ValueError(f"quantities are positive, got {self.quantity}")
-        if self.delivery < 0 or self.terms < 0: raise ValueError(f"delivery and terms are days from 0 on, got {self.delivery} and {self.terms}")
+        if min(self.delivery, self.terms, self.warranty) < 0: raise ValueError(f"delivery and terms are days and a warranty is months from 0 on, got {self.delivery}, {self.terms} and {self.warranty}")
     units = property(lambda self: sum(self.quantity))
-    def __str__(self): return ", ".join(f"#{j} x" + f"{q:.4f}".rstrip("0").rstrip(".") for j, q in zip(self.products, self.quantity)) + f" @ {self.price:.4f} delivery {self.delivery} terms {self.terms}"
+    def __str__(self): return ", ".join(f"#{j} x" + f"{q:.4f}".rstrip("0").rstrip(".") for j, q in zip(self.products, self.quantity)) + f" @ {self.price:.4f} delivery {self.delivery} terms {self.terms}" + f" warranty {self.warranty}" * (self.warranty > 0)
 
-_LINE, _REST = re.compile(r"\s*#(\d{1,6}) x(\d+(?:\.\d+)?)\s*"), re.compile(r"\s*(\d+(?:\.\d+)?)(?: delivery (\d{1,4}))?(?: terms (\d{1,4}))?\s*")
+_LINE, _REST = re.compile(r"\s*#(\d{1,6}) x(\d+(?:\.\d+)?)\s*"), re.compile(r"\s*(\d+(?:\.\d+)?)(?: delivery (\d{1,4}))?(?: terms (\d{1,4}))?(?: warranty (\d{1,3}))?\s*")
 
 def read_offer(text:str)->Offer:
-    "An offer from its text, '#0 x400, #2 x100 @ 3.20 delivery 7 terms 30; reason'; None where it cannot be read. One that reads well and cannot be meant raises ValueError."
+    "An offer from its text, '#0 x400, #2 x100 @ 3.20 delivery 7 terms 30 warranty 12; reason'; None where it cannot be read. One that reads well and cannot be meant raises ValueError."
     goods, at, rest = text.partition(";")[0].partition("@")
     lines, last = [_LINE.fullmatch(x) for x in goods.split(",")], _REST.fullmatch(rest)
     if not at or last is None or any(m is None for m in lines): return None
-    return Offer(float(last[1]), tuple(float(m[2]) for m in lines), tuple(int(m[1]) for m in lines), int(last[2] or 7), int(last[3] or 30))
+    return Offer(float(last[1]), tuple(float(m[2]) for m in lines), tuple(int(m[1]) for m in lines), int(last[2] or 7), int(last[3] or 30), int(last[4] or 0))
 
 def parse_wholesale(text:str):  # (products, quantities, price), or None when it cannot be read
     "The paper's phi for firms."

@@ -173,3 +173,21 @@ def test_what_takes_no_room_is_no_trouble_to_a_shelf():
     sales = np.random.default_rng(0).normal(50, 10, (30, 2))
     q = best_order(demand_quantiles(sales), 2., 5., volume=[0., 1.], shelf=20.)
     assert abs(q[1] - 20) < 1e-6 and q[0] > 40
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_service_agent_overlooks_nothing(seed):
+    "Against every delivery, credit and warranty, each with its best order."
+    from itertools import product
+    rng = np.random.default_rng(seed)
+    dealer = Dealer(rng.normal([60, 40], 12, (30, 2)).clip(0), resale=tuple(rng.uniform(8, 12, 2)), salvage=.5, rate=rng.uniform(.02, .12), wait=rng.uniform(0, .01), assurance=rng.uniform(0, .15))
+    maker = Manufacturer(tuple(rng.uniform(3, 6, 2)), 80., rate=rng.uniform(.02, .12), haste=rng.uniform(0, 1), repair=rng.uniform(.05, .5))
+    joint = lambda o: dealer.profit(o) + maker.profit(o)
+    best, tried = best_terms(dealer, maker), []
+    for x in product((1, 2, 3, 5, 7, 10, 14, 21), (0, 14, 30, 60, 90), (0, 6, 12, 24, 36)):
+        probe, cost = Offer(1., (1., 1.), (0, 1), *x), np.array(maker.cost)
+        q = best_order(dealer.demand(), dealer.price_paid(probe, cost) - cost + maker.unit_cost(probe, cost), np.array(dealer.resale), np.full(2, .5), shelf=80.)
+        if (q > 0).all(): tried.append(joint(Offer(float(cost @ q / q.sum()), tuple(q), (0, 1), *x)))
+    assert joint(best) > max(tried) - 1e-6 * abs(max(tried))
+    assert read_offer(str(replace(best, warranty=24))).warranty == 24 and read_offer("#0 x1 @ 2").warranty == 0
+    with pytest.raises(ValueError, match="a warranty is months"): replace(best, warranty=-1)
