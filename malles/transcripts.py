@@ -92,8 +92,10 @@ def show(talk:Talk, i:int=0)->str:
     p, many = talk.choice()[i], talk.latest("pieces")
     order = np.argsort(-p, kind="stable")[:3]
     q = lambda j: "" if many is None or np.isnan(many[i, j]) else f", {many[i, j]:.1f} pieces"
-    lines = [f"**{_name(talk.chair)} decides**: " + "; ".join(f"{_name(talk.names[i, j])} {p[j]:.0%}{q(j)}" for j in order), "", f"<details><summary>{int(talk.rounds()[i])} rounds, {int(talk.tokens()[i])} tokens</summary>", ""]
-    for m in messages(talk, i):
+    said = messages(talk, i)
+    unread = sum(len(m.ungrounded) for m in said)
+    lines = [f"**{_name(talk.chair)} decides**: " + "; ".join(f"{_name(talk.names[i, j])} {p[j]:.0%}{q(j)}" for j in order), "", f"<details><summary>{int(talk.rounds()[i])} rounds, {int(talk.tokens()[i])} tokens" + f", {unread} number{'s' * (unread > 1)} that who said it had not read" * (unread > 0) + "</summary>", ""]
+    for m in said:
         best = "; ".join(f"{_name(talk.names[i, j])} {np.exp(s):.0%}" for j, s in list(m.scores.items())[:3])
         reason = _name(m.text.partition(";")[2].strip())
         lines.append(f"- round {m.round + 1}, *{_name(m.role)}* (read {len(m.scores)}, {m.tokens} tokens): {best}. {reason}" + (f" **not in its view: {', '.join(m.ungrounded)}**" if m.ungrounded else ""))

@@ -124,7 +124,7 @@ def test_a_replay_shows_what_was_detected_and_a_broken_file_is_refused(market, t
     lied = edited(edited(talk, 1), 0, ", ".join(f"#{j} {v:.2f}" for j, v in said.items()) + "; price 77.77")   # the second turn says nothing
     save(lied, tmp_path/"t.jsonl")
     again = load(tmp_path/"t.jsonl")
-    assert messages(again) == messages(lied) and messages(again)[0].ungrounded == ["77.77"] and show(again) == show(lied) and "not in its view: 77.77" in show(again)
+    assert messages(again) == messages(lied) and messages(again)[0].ungrounded == ["77.77"] and show(again) == show(lied) and "not in its view: 77.77" in show(again) and "tokens, 1 number that" in show(again)
     save(again, tmp_path/"again.jsonl")
     assert (tmp_path/"again.jsonl").read_text() == (tmp_path/"t.jsonl").read_text()
     lines = (tmp_path/"t.jsonl").read_text().splitlines()
@@ -175,3 +175,14 @@ def test_nobody_is_believed_who_knows_nothing(market):
             return Predictions(softmax(u))
     table = retail_table(Loud(), 512, learn=60).fit(market[:200])
     assert table.trust < .3
+
+
+def test_a_thousand_alternatives():
+    "A catalogue of a thousand is split, read within the budget, and every alternative keeps a probability."
+    world = replace(sample_world(np.random.default_rng(4), 1000), absent=.05, turnover=0., empty=0., outside=-np.inf, priced=True, marked=True, gaps=0.)
+    occasions = with_profiles(simulate(world, 30, 3, rng=0)[0])
+    table = retail_table(LMChoice.nano(), 512).fit(occasions[:60])
+    talk = table.discuss(occasions[60:70])
+    p = talk.choice()
+    assert p.shape[1] > 900 and np.allclose(p.sum(1), 1) and (p[talk.mask] > 0).all() and not p[~talk.mask].any()
+    assert 0 < talk.tokens().max() <= 512 and {t.role for t in talk.turns if len(t.rows)} == {"deals", "kin", "shopper"}
