@@ -24,7 +24,7 @@ def _compact(occasions, seed):  # list of rows
     texts = joined(packs(occasions, seed=seed))
     said, pick = decision_words(occasions, texts.order), texts.spots.max(1) + 1                                # (n, 2); (n,) where <pick> stands
     taken, pieces, rows = slot_taken(occasions, texts.order), pieces_taken(occasions), []
-    told, told_pieces, facts = np.full(texts.order.shape, np.nan), np.full((len(occasions), len(SUPPORT)), np.nan), occasions.log.facts   # a reading is pooled with the guess that it was told
+    told, told_pieces, facts = np.full(texts.order.shape, np.nan), np.full((len(occasions), len(SUPPORT)), np.nan, np.float32), occasions.log.facts   # a reading is pooled with the guess that it was told
     if "taste" in occasions.log.alternative: told = np.log(np.take_along_axis(guess(occasions), texts.order.clip(0), 1).clip(1e-9))
     if facts is not None and facts.taken is not None: told_pieces = np.log(guess_pieces(occasions, facts)[np.arange(len(occasions)), occasions.chosen].clip(1e-9))
     for who, ids in zip(by_text(texts), texts.texts):
@@ -132,7 +132,7 @@ def _chat(occasions, tokenizer, seed):  # list of rows
         end = tokenizer(_said(slot[0], pieces[i], False)[1:], add_special_tokens=False)["input_ids"] if len(slot) else []
         at = np.full(len(SLOTS), -1); at[:n] = len(start) - 1
         rows.append(dict(input_ids=start + end, labels=[-100] * len(start) + end, at=at, word=np.array(letters)[:, 0], order=np.r_[order, np.full(len(SLOTS) - len(order), -1)][:len(SLOTS)], told=np.full(len(SLOTS), np.nan),
-            taken=[int(slot[0]) if len(slot) else -1], piece_at=[-1], piece_word=[0], told_pieces=[np.nan], pieces=[0]))
+            taken=[int(slot[0]) if len(slot) else -1], piece_at=[-1], piece_word=[0], told_pieces=np.full(1, np.nan, np.float32), pieces=[0]))
     return rows
 
 Occasions.to_sft, Occasions.to_prompts, Occasions.to_preference = to_sft, to_prompts, to_preference
