@@ -869,6 +869,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'malles.posttraining.lessons_hash': ('posttraining.html#lessons_hash', 'malles/posttraining.py'),
                                      'malles.posttraining.posttrain': ('posttraining.html#posttrain', 'malles/posttraining.py'),
                                      'malles.posttraining.posttrain_fold': ('posttraining.html#posttrain_fold', 'malles/posttraining.py'),
+                                     'malles.posttraining.refuse_met': ('posttraining.html#refuse_met', 'malles/posttraining.py'),
                                      'malles.posttraining.train_whole': ('posttraining.html#train_whole', 'malles/posttraining.py')},
             'malles.predictions': { 'malles.predictions.ChoiceModel': ('predictions.html#choicemodel', 'malles/predictions.py'),
                                     'malles.predictions.ChoiceModel.fit': ('predictions.html#choicemodel.fit', 'malles/predictions.py'),

@@ -22,7 +22,7 @@ from .lm import LM
 from .reading import joined, length_batches, packs, padded
 from .elicitation import LMChoice
 from .lessons import PostRecipe, parts, with_more_words
-from .posttraining import lessons_hash, train_whole
+from .posttraining import lessons_hash, refuse_met, train_whole
 from .roles import view
 from .turns import FACTORS
 from .discussion import Discussion
@@ -148,6 +148,7 @@ def teach_to_speak(
     "The same table, its model taught to speak. Stopped, it continues; finished, it is read from its folder."
     from datasets import Dataset
     base, names = table.model.lm, [h.name for h in table.helpers]
+    refuse_met(base, [occasions.market], fold)
     learned, inner, _ = parts(occasions, fold)
     few = lambda o, n: o[np.sort(np.random.default_rng(recipe.seed).permutation(len(o))[:n])]
     about = dict(helpers=names, keep=table.keep, first=base.model.get_input_embeddings().num_embeddings)

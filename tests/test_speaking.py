@@ -151,6 +151,7 @@ def test_a_taught_table_decides_and_is_read_again(occasions, tmp_path):
     spoken = teach_to_speak(table, market, tmp_path/"m", fold=0, recipe=recipe, most=30, progress=False)
     again = teach_to_speak(table, market, tmp_path/"m", fold=0, recipe=recipe, most=30, progress=False)      # finished: left alone
     from malles.lessons import parts
+    with pytest.raises(ValueError, match="has met customers of simulated that fold 1 holds back"): teach_to_speak(spoken, market, tmp_path/"n", fold=1, recipe=recipe, most=30, progress=False)
     out = parts(market, 0)[2]
     p = spoken.discuss(out).choice()
     assert np.allclose(p.sum(1), 1) and np.array_equal(p, again.discuss(out).choice())
