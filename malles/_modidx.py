@@ -1293,6 +1293,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'malles.turns.Talk.tokens': ('turns.html#talk.tokens', 'malles/turns.py'),
                               'malles.turns.Talk.utility': ('turns.html#talk.utility', 'malles/turns.py'),
                               'malles.turns.Turn': ('turns.html#turn', 'malles/turns.py'),
+                              'malles.turns.Turn.ranked': ('turns.html#turn.ranked', 'malles/turns.py'),
                               'malles.turns.Turn.spread': ('turns.html#turn.spread', 'malles/turns.py'),
                               'malles.turns._lse': ('turns.html#_lse', 'malles/turns.py'),
                               'malles.turns.decision': ('turns.html#decision', 'malles/turns.py'),

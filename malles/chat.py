@@ -79,7 +79,7 @@ def _option(get, name, text):  # parts of one alternative
     if n > 0: yield f", taken {_times(int(n))} before" + (", and last time" if get("last") > 0 else ""), "profile"
 
 # %% ../nbs/10c_chat.ipynb #17164ff0
-def names_of(products, most:int=200)->np.ndarray:  # (products,)
+def names_of(products, most:int=2000)->np.ndarray:  # (products,)
     "What a product is called: the beginning of its name, else of its id."
     return (products["name"].fillna(products.product_id) if "name" in products else products.product_id).astype(str).str[:most].to_numpy()
 

@@ -19,7 +19,8 @@ from .predictions import SUPPORT
 from .words import ID, SLOTS
 from .receipts import decision_words, pieces_taken
 from .lm import LM
-from .reading import joined, length_batches, packs, padded
+from .reading import joined, packs
+from .asking import next_words
 from .elicitation import LMChoice
 from .lessons import PostRecipe, parts, with_more_words
 from .posttraining import lessons_hash, refuse_met, train_whole
@@ -44,23 +45,15 @@ class SpeakingLM(LMChoice):
 
     def write(self, desk:Occasions, keep:int):  # (n, keep) columns of the desk, best first, -1 for none; (n,) places in FACTORS, -1 for none; (n,) words
         "What is handed on, and why: the likeliest words, one after the other."
-        import torch
         if keep != self.keep: raise ValueError(f"{self.name} was taught to hand on {self.keep} alternatives, this table asks for {keep}")
         texts, n = joined(packs(desk, seed=self.seed)), len(desk)
-        said = [texts.texts[t][:spots.max() + 2].tolist() for t, spots in zip(texts.text, texts.spots)]                    # up to <pick>
-        free, picked, head = texts.order >= 0, np.full((n, keep), -1), self.lm.model.get_output_embeddings().weight
-        def likeliest(tokens, legal):  # (n,) of these, where one may follow
-            out = np.zeros(n, int)
-            for who in length_batches(np.array([len(s) for s in said]), 4096):
-                with torch.inference_mode():
-                    hidden = self.lm.model.base_model(input_ids=padded([said[i] for i in who]), use_cache=False).last_hidden_state
-                    score = hidden[np.arange(len(who)), [len(said[i]) - 1 for i in who]] @ head[tokens].T
-                out[who] = np.where(legal[who], score.float().numpy(), -np.inf).argmax(1)
-            return out
+        said = [texts.texts[t][:spots.max() + 2].astype(int) for t, spots in zip(texts.text, texts.spots)]                    # up to <pick>
+        free, picked = texts.order >= 0, np.full((n, keep), -1)
+        likeliest = lambda tokens, legal: np.where(legal, next_words(self.lm, said, tokens), -1).argmax(1)                 # (n,) of these, where one may follow
         for k in range(keep):
             slot, some = likeliest(ID["A"] + np.arange(len(SLOTS)), free), np.flatnonzero(free.any(1))
             picked[some, k], free[some, slot[some]] = texts.order[some, slot[some]], False
-            for i in some: said[i].append(ID["A"] + int(slot[i]))
+            for i in some: said[i] = np.append(said[i], ID["A"] + slot[i])
         seen = np.stack([(np.isfinite(desk.alternative(f).astype(float)) & desk.mask).any(1) for f in FACTORS], 1)
         because = np.where(seen.any(1), likeliest([self.code[f"because:{f}"] for f in FACTORS], seen), -1)
         return picked, because, (picked >= 0).sum(1) + (because >= 0)
@@ -110,7 +103,7 @@ def speech_lessons(
             desk, _ = speaker.hear(desk, speaker.helpers, *table.messages_on(turns, t.rows, t.place))
             answer = lambda i, order: [w for w in decision_words(bought[[i]], order[None])[0] if w >= 0]
         else:
-            best = np.argsort(np.where(read, -t.score, np.inf), axis=1, kind="stable")[:, :table.keep]
+            best = t.ranked()[:, :table.keep]
             value, stands = np.moveaxis(t.factors, 2, 0)
             because = np.where(np.isfinite(value).any(1), np.where(np.isfinite(value), np.abs(stands), -1).argmax(1), -1)
             t = replace(t, handed=np.take_along_axis(t.place, best, 1), because=because)

@@ -36,6 +36,10 @@ class Turn:
     said:dict = None    # discussion -> text, where it did not come from the scores; in a replay, the whole message
     desk:np.ndarray = field(default=None, repr=False)      # (k, m) what it read, where it speaks of something else
 
+    def ranked(self):  # (k, m)
+        "Columns of what was read, the best first, what is none last."
+        return np.argsort(np.where(self.place >= 0, -self.score, np.inf), axis=1, kind="stable")
+
     def spread(self, values, shape, fill=np.nan):  # (k, m, ...) -> (n, J, ...)
         "Values of what was read, where it stands in the set."
         out, (i, j) = np.full((*shape, *values.shape[2:]), fill), np.nonzero(self.place >= 0)
@@ -63,8 +67,7 @@ def reasons(view, score):  # (k, FACTORS, 2)
 def handed_on(t:Turn, keep:int):  # (k, keep) alternatives, best first, -1 for none; (k,) place in FACTORS, -1 for none
     "What a turn hands on: as it was written, or the best of its scores."
     if t.handed is not None: return t.handed, t.because
-    best = np.argsort(np.where(t.place >= 0, -t.score, np.inf), axis=1, kind="stable")[:, :keep]
-    return np.take_along_axis(t.place, best, 1), np.full(len(t.rows), -1)
+    return np.take_along_axis(t.place, t.ranked()[:, :keep], 1), np.full(len(t.rows), -1)
 
 def standing(
     turns,       # so far
