@@ -91,11 +91,12 @@ def settle_large(
     while True:
         image = F.field(s)
         g = (image.share - s)[at]
-        if last is not None:
-            moved = s[at] - last[0]
-            falls += np.outer(g - last[1] - falls @ moved, moved) / (moved @ moved)
-        gap, last = np.linalg.lstsq(falls, -g, rcond=None)[0], (s[at], g)             # how far the state is, as far as is known
         residuals.append(np.abs(g).max())
+        if last is not None:
+            moved = (s - last[0])[at]
+            falls += np.outer(g - last[2] - falls @ moved, moved) / (moved @ moved)
+            if residuals[-1] > np.abs(last[2]).max(): s, image, g = last              # a step that led away is taken back; what it taught is kept
+        gap, last = np.linalg.lstsq(falls, -g, rcond=None)[0], (s, image, g)          # how far the state is, as far as is known
         near = bool(np.abs(gap).max() < tolerance)
         if near or len(residuals) == most: break
         v = s.copy(); v[at] = np.maximum(s[at] + gap, 1e-6)

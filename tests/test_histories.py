@@ -52,7 +52,7 @@ def test_other_occasions_are_refused(crowd):
 
 def test_a_large_crowd_rests_where_the_loop_does(crowd):
     nano, now = crowd
-    end, loop = settle_large(nano, now, sample=15, tolerance=2e-3, most=12), settle(Histories(nano, now, half=False), now, tolerance=5e-4)
+    end, loop = settle_large(nano, now, sample=15, tolerance=2e-3), settle(Histories(nano, now, half=False), now, tolerance=5e-4)
     assert end.settled and loop.settled and np.abs(end.mu.share - loop.mu.share).max() < 4e-3
     unsettled = settle_large(nano, now, sample=15, tolerance=1e-9, most=2)
     assert len(unsettled.residuals) == 2 and not unsettled.settled
