@@ -4,7 +4,7 @@
 
 Nowcast: every period sees what was bought until the one before, and the map of calibration is fitted on that one; with the mean field, as it looks from a period later (so that last period's surprise is not counted twice). Forecast: from the first tested period on, shares and pasts are the simulation's own.
 A model that does not say how many pieces are taken is asked beside `quantity-hurdle`, fitted on the same periods; `pieces_error`: mean absolute error of the mean number of pieces of a category and period.
-Window and shrinkage are picked on the three periods before the tested ones. A market without dates is read by rounds (the k-th occasion of a customer), those with at least 100 purchases. The last line is JSON.
+Window, shrinkage and half-life are picked on the three periods before the tested ones, one period ahead for the nowcast, with one map for all three for the forecast. A market without dates is read by rounds (the k-th occasion of a customer), those with at least 100 purchases. The last line is JSON.
 """
 import argparse, json, os, time, warnings
 os.environ.setdefault("OMP_NUM_THREADS", "1"); os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -30,7 +30,7 @@ from malles.tastes import RunningTastes
 from malles.transfer import TransferLogit
 
 MODELS = {"running-tastes": RunningTastes, "transfer-logit": TransferLogit, "loyalty-logit": lambda: LoyaltyLogit(columns=CROWD), "nano": LMChoice.nano}
-WINDOWS, STRENGTHS = (1, 2, 4), (3., 10., 30., 100.)
+WINDOWS, STRENGTHS, HALF_LIVES = (1, 2, 4), (1., 3., 10., 30., 100.), (1., 3., None)   # periods, purchases, days
 CELLS = {"neither": (False, False), "mean field": (True, False), "calibration": (False, True), "both": (True, True)}
 
 
@@ -59,12 +59,13 @@ class Weeks:
             told = self.model(window).predict(here)
             self.told[window, k, later] = (told if told.quantity is not None else replace(told, quantity=self.quantity.predict(here).quantity, support=SUPPORT)), here
         return self.told[window, k, later]
-    def predict(self, k, window=None, strength=None):
+    def predict(self, k, window=None, strength=None, half_life=None, known=None):
+        "What is foreseen of a period, mapped as the last known one says."
         told, here = self.foreseen(window, k)
-        return told if strength is None else self.map(k - 1, window, strength)(told, here)
-    def map(self, k, window, strength):
+        return told if strength is None else self.map(k - 1 if known is None else known, window, strength, half_life)(told, here)
+    def map(self, k, window, strength, half_life):
         "From what is foreseen of one period to what was bought in it."
-        return fit_map(*self.foreseen(window, k, later=True), strength=strength)
+        return fit_map(*self.foreseen(window, k, later=True), strength=strength, half_life=half_life)
 
 
 def kl_of(predictions, occasions):  # (groups,) nats, (groups,) purchases
@@ -72,12 +73,12 @@ def kl_of(predictions, occasions):  # (groups,) nats, (groups,) purchases
     return kl(shares, shares.simulated(predictions.choice))[0], shares.purchases
 
 
-def pick(weeks, periods, crowd, calibrated):
-    "Window and strength of least KL in periods that are not tested."
+def pick(weeks, periods, crowd, calibrated, dated, known=None):
+    "Window, strength and half-life of least KL in periods that are not tested; known: the period that the map is fitted on, None: each time the one before."
     def loss(setting):
-        parts = [kl_of(weeks.predict(k, *setting), weeks.foreseen(setting[0], k)[1]) for k in periods]
+        parts = [kl_of(weeks.predict(k, *setting, known), weeks.foreseen(setting[0], k)[1]) for k in periods]
         return np.average(np.concatenate([p[0] for p in parts]), weights=np.concatenate([p[1] for p in parts]))
-    tried = list(product(WINDOWS if crowd else (None,), STRENGTHS if calibrated else (None,)))
+    tried = list(product(WINDOWS if crowd else (None,), STRENGTHS if calibrated else (None,), HALF_LIVES if calibrated and dated else (None,)))
     return min(tried, key=loss) if len(tried) > 1 else tried[0]
 
 
@@ -146,7 +147,8 @@ def main(a):
     for path in a.markets:
         trial = next(t for t in trial_markets(read_market(path), 0, a.customers) if t.headline)
         occasions, period = trial.occasions, period_of(trial.occasions)
-        if not np.issubdtype(occasions.time.dtype, np.datetime64):
+        dated = np.issubdtype(occasions.time.dtype, np.datetime64)
+        if not dated:
             occasions = occasions[(np.bincount(period[occasions.rows]) >= 100)[period[occasions.rows]]]
         end = int(period[occasions.rows].max()) + 1 - a.skip
         tested, first = list(range(end - a.last, end)), end - a.last
@@ -163,17 +165,18 @@ def main(a):
             W, inner = Weeks(occasions, period, MODELS[name], first), Weeks(occasions, period, MODELS[name], first - 3)
             told = {}
             for cell, (crowd, calibrated) in CELLS.items():
-                setting = pick(inner, range(first - 3, first), crowd, calibrated)
+                setting = pick(inner, range(first - 3, first), crowd, calibrated, dated)
                 told[cell] = {k: W.predict(k, *setting) for k in range(3, end)}
                 extra = {} if cell == "neither" else against(told[cell], told["neither"], weeks, tested)
-                add(model=name, task="nowcast", cell=cell, window=setting[0], strength=setting[1], coverage=coverage(told[cell], weeks, tested), **describe(told[cell], weeks, tested, ground), **extra)
+                add(model=name, task="nowcast", cell=cell, window=setting[0], strength=setting[1], half_life=setting[2], coverage=coverage(told[cell], weeks, tested), **describe(told[cell], weeks, tested, ground), **extra)
                 if name == "nano": continue                                           # a forecast reads every past anew, draw by draw
+                setting = pick(inner, range(first - 3, first), crowd, calibrated, dated, first - 4)
                 model = W.model(setting[0])
                 if calibrated: model = Calibrated(model, W.map(first - 1, *setting))
                 paths = [forward(model, W.views[setting[0]], period, first, setting[0], seed) for seed in range(a.seeds)]
                 p, late = paths[0][1], period[occasions.rows] >= first
                 ahead = {k: Predictions(p.choice[period[occasions.rows][late] == k][:, :weeks[k].mask.shape[1]]) for k in tested}
-                add(model=name, task="forecast", cell=cell, window=setting[0], strength=setting[1], **describe(ahead, weeks, tested, ground), **(stability(paths, occasions[late]) if a.seeds > 1 else {}))
+                add(model=name, task="forecast", cell=cell, window=setting[0], strength=setting[1], half_life=setting[2], **describe(ahead, weeks, tested, ground), **(stability(paths, occasions[late]) if a.seeds > 1 else {}))
             print(pd.DataFrame([r for r in rows if r["market"] == trial.name and r["model"] in (name, "shares, static", "shares, last week", "shares, last four weeks")])
                 .drop(columns=["market"]).round(4).to_string(index=False), flush=True)
     nowcast = {f"{r['market']} {r['model']}": {} for r in rows if r["cell"]}

@@ -33,18 +33,27 @@ def _part(predictions, occasions, at):
     cut = lambda v: None if v is None else v[at][:, :some.mask.shape[1]]
     return Predictions(cut(predictions.choice), cut(predictions.quantity), predictions.support, name=predictions.name), some
 
-def _fit(problem, predictions, occasions, period, weight, free, measure, strength):  # theta, table of what was tried
+def _recency(occasions, half_life):  # (n,) from 1 for the last purchase down
+    "What each purchase counts for, never quite nothing."
+    age = occasions.time.max() - occasions.time
+    return .5**np.minimum((age / np.timedelta64(1, "D") if age.dtype.kind == "m" else age) / half_life, 1000)
+
+def _fit(problem, predictions, occasions, period, weight, free, measure, strength, half_life):  # theta, table of what was tried
     tried = []
+    def posed(at, lately=True):
+        p, some = _part(predictions, occasions, at)
+        shares, f = problem(p, some, period, weight[at])
+        return (shares.counted(_recency(some, half_life)) if half_life and lately else shares), f
     if strength is None:
         pairs = _inner(occasions, period)
         if not pairs: raise ValueError(f"{occasions.market}: one {period or 'customer'} only, so there is nothing to choose the shrinkage by: pass strength=...")
-        sides = [[problem(*_part(predictions, occasions, at), period, weight[at]) for at in pair] for pair in pairs]
+        sides = [(posed(fitted), posed(judged, lately=not period)) for fitted, judged in pairs]     # later periods are all later
         sides = [(near, far, measure(near[0]), measure(far[0])) for near, far in sides]
         for s in STRENGTHS:
             loss = [to(there, there.simulated(g(descend(here, f, free, by, s))[0]))[0] @ there.purchases for (here, f), (there, g), by, to in sides]
             tried.append(dict(strength=s, divergence=sum(loss) / sum(far[0].purchases.sum() for _, far, *_ in sides)))
         strength = min(tried, key=lambda t: t["divergence"])["strength"]
-    shares, f = problem(predictions, occasions, period, weight)
+    shares, f = posed(np.ones(len(occasions), bool))
     return descend(shares, f, free, measure(shares), strength), [{**t, "picked": "*" if t["strength"] == strength else ""} for t in tried]
 
 def fit_map(
@@ -56,16 +65,19 @@ def fit_map(
     ground=None,              # (products, F) attributes, for the Wasserstein distance of shares; None: log price
     weight=None,              # (n,) of the simulated choices
     strength:float=None,      # of the shrinkage, in purchases; None: picked from STRENGTHS
+    half_life:float=None,     # in days, or units of `time`: a purchase that is so much older than the last one counts half; None: all count alike
 )->ShareMap:
     "The map from simulated to observed shares. Raises ValueError for unknown settings, for occasions without a purchase, and where nobody is left to choose the shrinkage by."
     unknown = set(fitted) - {"temperature", "bias", "quantity"}
     if unknown: raise ValueError(f"fitted takes temperature, bias and quantity, got {', '.join(sorted(unknown))}")
+    if half_life is not None and not half_life > 0: raise ValueError(f"half_life must be above 0, got {half_life!r}")
+    if half_life and not occasions.ordered: raise ValueError(f"{occasions.market}: the order of its purchases means nothing, so none is the last: leave half_life out")
     if distance not in ("kl", "wasserstein"): raise ValueError(f"distance must be kl or wasserstein, got {distance!r}")
     (categories, products), out, grid = names_of(occasions), {}, []
     weight, C, P = np.ones(len(occasions)) if weight is None else np.asarray(weight, float), len(categories), len(products)
     def solve(name, problem, at, free, positions):
         measure = lambda shares: kl if distance == "kl" else transport(shares, positions)
-        theta, tried = _fit(problem, *_part(predictions, occasions, at), period, weight[at], free, measure, strength)
+        theta, tried = _fit(problem, *_part(predictions, occasions, at), period, weight[at], free, measure, strength, half_life)
         grid.extend({"part": name, **t} for t in tried)
         return theta
     told = np.nan_to_num(occasions.quantity) >= 1
@@ -107,7 +119,7 @@ def calibrate(
     model:ChoiceModel,    # fitted
     occasions:Occasions,  # with observed choices; those without a purchase are left out
     weight=None,          # (n,) of the simulated choices, one per occasion
-    **how,                # of `fit_map`: fitted, period, distance, ground, strength
+    **how,                # of `fit_map`: fitted, period, distance, ground, strength, half_life
 )->Calibrated:
     "The model, its decisions mapped so that its shares meet the observed ones."
     bought = occasions.chosen >= 0

@@ -40,19 +40,25 @@ class Shares:
         of, slot = cells // I, np.arange(len(cells)) - np.searchsorted(cells // I, cells // I)
         self.item = np.full((len(groups), slot.max() + 1), -1)  # (G, W) codes, -1 where a group has fewer items
         self.item[of, slot] = cells % I
-        self.mask, self.at = mask, np.zeros(mask.shape, int)
+        self.mask, self.taken, self.at = mask, taken, np.zeros(mask.shape, int)
         self.at[mask] = (of * self.item.shape[1] + slot)[cell]
-        self.weight = self._each(np.ones(n) if weight is None else np.asarray(weight, float))
+        self.each, self.weight = None, self._each(np.ones(n) if weight is None else np.asarray(weight, float))
         self.observed = self.of(taken)  # (G, W)
     def _each(self, w): return self.mask * (w / np.bincount(self.group, w)[self.group])[:, None]
     def _sum(self, at, v): return np.bincount(at, v, self.item.size).reshape(self.item.shape)
-    def of(self, taken): return self._sum(self.at[np.arange(len(taken)), taken], None) / self.purchases[:, None]   # (n,) positions -> (G, W)
+    def of(self, taken): return self._sum(self.at[np.arange(len(taken)), taken], self.each) / self.purchases[:, None]   # (n,) positions -> (G, W)
     def simulated(self, p): return self._sum(self.at.ravel(), (p * self.weight).ravel())     # (n, J) -> (G, W)
     def backwards(self, slope): return slope.ravel()[self.at] * self.weight                  # (G, W) -> (n, J)
     def weighted(self, w):  # (n,)
         "The same groups with other weights."
         other = copy(self)
         other.weight = self._each(w)
+        return other
+    def counted(self, each):  # (n,) above 0
+        "The same groups where a purchase counts for so many, observed and simulated."
+        other = self.weighted(self.weight.max(1) * each)
+        other.each, other.purchases = each, np.bincount(self.group, each)
+        other.observed = other.of(self.taken)
         return other
 
 def product_shares(occasions:Occasions, period:str=None, weight=None)->Shares:

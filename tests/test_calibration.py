@@ -112,6 +112,40 @@ def test_maps_of_a_descent_equal_those_by_name(seed):
     assert np.allclose(found(view, late).choice, found(p, shop).choice[shop.time == shop.time.max()][:, :late.mask.shape[1]]), "the map depends on which occasions stand beside"
 
 
+@few
+@given(seeds, st.sampled_from([None, "time"]))
+def test_a_purchase_that_counts_thrice_is_three_purchases(seed, period):
+    rng = np.random.default_rng(seed)
+    shop, p = random_market(rng)
+    each, weight = rng.integers(1, 4, len(shop)), rng.uniform(.2, 3, len(shop))
+    again = np.repeat(np.arange(len(shop)), each)
+    for make, told in ((lambda o, w: product_shares(o, period, w), p.choice), (lambda o, w: piece_shares(o, SUPPORT, period, w), p.quantity_of(shop.chosen))):
+        counted, repeated = make(shop, weight).counted(each.astype(float)), make(shop[again], weight[again])
+        assert np.allclose(counted.observed, repeated.observed) and np.allclose(counted.purchases, repeated.purchases)
+        assert np.allclose(counted.simulated(told), repeated.simulated(told[again]))
+
+
+@few
+@given(seeds, st.sampled_from([.3, 1., 10.]), st.sampled_from([None, 3.]))
+def test_half_life(seed, half_life, strength):
+    "Nearer than before to what it was fitted on, which is what sold last; half-lives without end are none."
+    shop, p = random_market(np.random.default_rng(seed))
+    each = .5**((shop.time.max() - shop.time) / half_life)
+    shares = product_shares(shop).counted(each)
+    after = fit_map(p, shop, strength=strength, half_life=half_life)(p, shop)
+    assert total(kl, shares, after.choice) <= total(kl, shares, p.choice) * (1 + 1e-9) + 1e-9
+    assert np.allclose(fit_map(p, shop, strength=3., half_life=1e12)(p, shop).choice, fit_map(p, shop, strength=3.)(p, shop).choice, atol=1e-4)
+
+
+def test_half_life_of_days():
+    "Dates are days: what sold on the first day of a month is forgotten at its end, and a year of it costs no underflow."
+    shop, p = random_market(np.random.default_rng(1), n=200)
+    swapped = shop.with_columns(dict(time=np.datetime64("2001-01-01") + shop.time * np.timedelta64(400, "D")))
+    last = shop.time == shop.time.max()
+    recent = Predictions(p.choice[last][:, :shop[last].mask.shape[1]]), shop[last]
+    assert np.allclose(fit_map(Predictions(p.choice), swapped, strength=3., half_life=1.)(p, shop).choice, fit_map(*recent, strength=3.)(p, shop).choice, atol=1e-4)
+
+
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(seeds, st.floats(-2, 2), st.floats(-2, 2))
 def test_stochastic_order_is_kept(seed, log_a, log_b):
@@ -220,6 +254,8 @@ def test_settings_that_make_no_sense():
     shop, p = random_market(np.random.default_rng(0))
     with pytest.raises(ValueError, match="temperature, bias and quantity, got slope"): fit_map(p, shop, ("bias", "slope"))
     with pytest.raises(ValueError, match="kl or wasserstein, got 'tv'"): fit_map(p, shop, distance="tv")
+    with pytest.raises(ValueError, match="half_life must be above 0, got 0"): fit_map(p, shop, half_life=0)
+    with pytest.raises(ValueError, match="none is the last"): fit_map(p, Occasions(replace(shop.log, ordered=False)), half_life=1.)
     one = shop[shop.customer == 0]
     cut = Predictions(p.choice[shop.customer == 0][:, :one.mask.shape[1]])
     with pytest.raises(ValueError, match="pass strength"): fit_map(cut, one)
