@@ -8,18 +8,21 @@ from malles.evaluation import train_and_test, trial_markets
 from malles.facts import market_moments
 from malles.metrics import quantity_scores
 from malles.occasions import Occasions
-from malles.pieces import guess_pieces, usual_pieces
+from malles.pieces import CHEAPER, guess_pieces, usual_pieces
 from malles.predictions import SUPPORT, Predictions
 from malles.quantity import QuantityMedian
 from malles.samples import sample_market
 from malles.tastes import RunningTastes
 
 
+PARTS = "taken", "taken_tilt", "taken_weights"
+
+
 @pytest.fixture(scope="module")
 def corner():
     train, test = train_and_test(trial_markets(sample_market())[0], "customer", 0)
     facts = market_moments(train)
-    return train, test, replace(facts, **dict(zip(("taken", "taken_weights"), usual_pieces(train, facts.usual))))
+    return train, test, replace(facts, **dict(zip(PARTS, usual_pieces(train, facts.usual))))
 
 
 def with_pieces(occasions, pieces):
@@ -39,23 +42,23 @@ def test_distributions_are_whole_and_better_than_the_categories(corner):
 def test_what_is_dearer_is_not_taken_in_larger_numbers(corner):
     "For whole distributions: dearer, and every P(more than k) falls or stays."
     _, test, facts = corner
-    facts = replace(facts, taken_weights=np.where(np.arange(8) == 3, .8, facts.taken_weights))
+    facts = replace(facts, taken_weights=np.where(np.arange(16) == CHEAPER[0], .8, facts.taken_weights))
     more = [guess_pieces(test.replace(price=test.price * f), facts).astype(float)[..., ::-1].cumsum(2)[test.mask] for f in (.7, 1, 1.4)]
     assert (more[0] >= more[1] - 1e-5).all() and (more[1] >= more[2] - 1e-5).all() and (more[0] - more[2]).max() > .05
-    assert facts.taken_weights[6] <= 0
+    assert facts.taken_weights[CHEAPER[1]] <= 0 and (np.diff(facts.taken_tilt, axis=1) <= 1e-9).all()
 
 
 def test_habits_and_deals_of_a_known_world_are_found(corner):
     "Pieces drawn from the very law, with other weights: what it says of households and of deals is found again."
     train, _, facts = corner
-    law = replace(facts, taken_weights=np.array([.5, 1., .6, 2., 0., 0., -1., .8]))
+    law = replace(facts, taken_tilt=0 * facts.taken_tilt, taken_weights=np.array([.5, 1., .6, 2., 0, 0, 0, 0., 0., -1., 0, 0, 0, 0, 0, .8]))
     pieces = np.ones(len(train.log.occasion["quantity"]))
     pieces[train.rows] = Predictions(np.ones((len(train), 1)), guess_pieces(train, law)[np.arange(len(train)), train.chosen][:, None], SUPPORT).sample()[1]
     drawn = with_pieces(train, pieces)                                       # its columns of the past are still those of the records
-    found = replace(facts, **dict(zip(("taken", "taken_weights"), usual_pieces(drawn, facts.usual))))
+    found = replace(facts, **dict(zip(PARTS, usual_pieces(drawn, facts.usual))))
     told, true = (guess_pieces(train, f) for f in (found, law))
     kl = (true * np.log(np.maximum(true, 1e-12) / np.maximum(told, 1e-12))).sum(2)[train.mask].mean()
-    blind = (true * np.log(np.maximum(true, 1e-12) / np.maximum(guess_pieces(train, replace(found, taken_weights=np.zeros(8))), 1e-12))).sum(2)[train.mask].mean()
+    blind = (true * np.log(np.maximum(true, 1e-12) / np.maximum(guess_pieces(train, replace(found, taken_tilt=0 * found.taken_tilt, taken_weights=np.zeros(16))), 1e-12))).sum(2)[train.mask].mean()
     assert kl < blind / 5, (kl, blind)
     cut = train.replace(price=train.price * .7)
     effect = [(guess_pieces(cut, f) @ SUPPORT - guess_pieces(train, f) @ SUPPORT)[train.mask].mean() for f in (found, law)]
@@ -66,7 +69,7 @@ def test_nobodys_own_purchase_speaks_for_it(corner):
     "With numbers drawn at random there is nothing to tell but the shares; who saw the own purchase among them would believe them too much."
     train, test, facts = corner
     pieces = np.random.default_rng(1).integers(1, 7, len(train.log.occasion["quantity"]))
-    noise = replace(facts, **dict(zip(("taken", "taken_weights"), usual_pieces(with_pieces(train, pieces), facts.usual))))
+    noise = replace(facts, **dict(zip(PARTS, usual_pieces(with_pieces(train, pieces), facts.usual))))
     q = guess_pieces(test, noise)[test.mask]
     assert np.abs(q[:, :6].mean(0) - 1 / 6).max() < .02 and np.abs(q[:, :6] - 1 / 6).mean() < .03
 
@@ -74,5 +77,5 @@ def test_nobodys_own_purchase_speaks_for_it(corner):
 def test_a_market_that_does_not_count(corner):
     train, test, facts = corner
     blank = with_pieces(train, np.full(len(train.log.occasion["quantity"]), np.nan))
-    assert usual_pieces(blank, facts.usual) == (None, None)
+    assert usual_pieces(blank, facts.usual) == (None, None, None)
     assert RunningTastes().fit(blank).predict(test).quantity is None
