@@ -29,9 +29,10 @@ def _tables(code, level, taken, of):            # (n,) products, levels and piec
     shares = (product + 50 * category[of]) / (product.sum(1, keepdims=True) + 50)
     n, total = np.zeros((2, len(of), len(LEVELS) + 1))
     np.add.at(n, (code, level), 1); np.add.at(total, (code, level), LOG[taken])
-    mean = (total + 10 * (shares @ LOG)[:, None]) / (n + 10)
-    seen = np.flatnonzero(n.any(1))
-    for j in seen: mean[j] = isotonic_regression(mean[j], weights=n[j] + 1, increasing=False).x      # what was seen counts, hardly what was not
+    usual, fall = (shares @ LOG)[:, None], lambda y, n: isotonic_regression(y, weights=n + 1, increasing=False).x      # what was seen counts, hardly what was not
+    mean = usual + fall((total - n * usual).sum(0) / (n.sum(0) + 10), n.sum(0))
+    mean, seen = (total + 10 * mean) / (n + 10), np.flatnonzero(n.any(1))
+    for j in seen: mean[j] = fall(mean[j], n[j])
     tilt, p, mean = np.zeros(mean.shape), np.log(shares[seen])[:, None], mean[seen]
     for _ in range(30):                          # Newton: where a tilted mean is the one asked for
         q = softmax(p + tilt[seen][..., None] * LOG)
