@@ -49,7 +49,7 @@ def _leanings(occasions, mean, usual):  # (n, J, 7) on the log of pieces, (n, J,
     m = np.log(mean)
     lean = lambda q: np.where((np.nan_to_num(q) > 0)[:, None], np.log(np.fmax(q, .5))[:, None] - m, 0)
     n, h, e, c = np.nan_to_num(occasions.column("n_past"))[:, None], lean(own), lean(else_), np.nan_to_num(-moves(occasions, usual)).clip(-1, 1)
-    dear = np.broadcast_to(np.nan_to_num(occasions.column("price_level").astype(float))[:, None], m.shape)
+    dear = np.broadcast_to(np.nan_to_num(occasions.column("price_level").astype(float))[:, None] if "price_level" in occasions.log.occasion else 0., m.shape)     # a price-blind view has none
     return np.stack([h, h * n / (n + 1), e, c, dear, m * h, m * e], 2), np.stack([h, e, c, dear, m * h, m * e], 2), np.stack([h, e], 2), np.minimum(np.nan_to_num(last), SUPPORT[-1]).round()[:, None] == SUPPORT
 
 def usual_pieces(

@@ -74,6 +74,16 @@ def test_nobodys_own_purchase_speaks_for_it(corner):
     assert np.abs(q[:, :6].mean(0) - 1 / 6).max() < .02 and np.abs(q[:, :6] - 1 / 6).mean() < .03
 
 
+def test_without_prices_households_still_tell(corner):
+    train, test, facts = corner
+    blind = [o.without("price", "price_level", "discount") for o in (train, test)]
+    facts = market_moments(blind[0])
+    facts = replace(facts, **dict(zip(PARTS, usual_pieces(blind[0], facts.usual))))
+    q = guess_pieces(blind[1], facts)
+    score = lambda p: quantity_scores(p, test).crps.mean()
+    assert score(Predictions(quantity=q, support=SUPPORT)) < score(QuantityMedian().fit(train).predict(test)) - .01
+
+
 def test_a_market_that_does_not_count(corner):
     train, test, facts = corner
     blank = with_pieces(train, np.full(len(train.log.occasion["quantity"]), np.nan))
