@@ -98,9 +98,12 @@ def with_more_words(lm:LM, n:int, seed:int=0)->LM:
 FEW = (0, 10, 30)   # customers that somebody new to a market may know
 
 def _strangely(occasions, rng):
-    "The same purchases as seen by somebody who knows few of the customers, or none."
-    k = rng.choice(FEW)
-    return seen_by(occasions, occasions[np.isin(occasions.customer, rng.permutation(np.unique(occasions.customer))[:k])]) if k else as_stranger(occasions)
+    "The same purchases in parts, a customer in one of them: as seen by somebody who knows so many of the customers, or none."
+    who, out = rng.permutation(np.unique(occasions.customer)), []
+    for i, k in enumerate(FEW):
+        part = occasions[np.isin(occasions.customer, who[i::len(FEW)])]
+        if len(part): out.append(seen_by(part, occasions[np.isin(occasions.customer, rng.permutation(who)[:k])]) if k else as_stranger(part))
+    return out
 
 def lessons(seen:list, inner:list, words:dict, recipe:PostRecipe):  # (train, inner) datasets
     "Texts of all markets together: each epoch its own rendering, some of them without product words."
@@ -111,7 +114,9 @@ def lessons(seen:list, inner:list, words:dict, recipe:PostRecipe):  # (train, in
         named = with_items(one, words[one.market])
         lot = np.argsort(rng.permutation(recipe.epochs))                         # of each epoch: the first ones go without
         bare, strange = (round(share * recipe.epochs) for share in (recipe.nameless, recipe.strange))
-        train += [to_sft(_strangely(one, rng) if lot[e] < strange else one if lot[e] < bare else named, views=views, seed=recipe.seed + 1000 + e * views) for e in range(recipe.epochs)]
+        for e in range(recipe.epochs):
+            shown = _strangely(one, rng) if lot[e] < strange else [one if lot[e] < bare else named]
+            train += [to_sft(o, views=views, seed=recipe.seed + 1000 + e * views) for o in shown]
     train = concatenate_datasets(train)
     size = pd.Series([len(t) for t in train["taken"]]).groupby(np.array(train["category"])).sum()
     weight = size ** (recipe.temperature - 1)
