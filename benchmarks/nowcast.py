@@ -35,9 +35,9 @@ CELLS = {"neither": (False, False), "mean field": (True, False), "calibration": 
 
 
 class Weeks:
-    "One market, one model: predictions of single periods, made once."
-    def __init__(self, occasions, period, make, first):
-        self.period, self.make, self.first = period, make, first
+    "One market, one model: predictions of the periods before `end`, made once."
+    def __init__(self, occasions, period, make, first, end):
+        self.period, self.make, self.first, self.end = period, make, first, end
         before = period[occasions.rows] < first
         static = with_popularity(occasions, mean_field(occasions[before]), counted=occasions[before])
         dated = lambda o: o.with_columns(dict(week=period))
@@ -53,12 +53,15 @@ class Weeks:
     def foreseen(self, window, k, later=False):
         "Predictions and occasions of a period, as seen then or from a period later."
         later = later and window is not None                                        # shares that stand still look the same later
-        if (window, k, later) not in self.told:
+        if (window, later) not in self.told:                                        # all periods at once: a household's tastes are worked out for the whole log
             view = (self.later if later else self.views)[window]
-            here = view[self.period[view.rows] == k]
-            told = self.model(window).predict(here)
-            self.told[window, k, later] = (told if told.quantity is not None else replace(told, quantity=self.quantity.predict(here).quantity, support=SUPPORT)), here
-        return self.told[window, k, later]
+            view = view[(self.period[view.rows] >= 1) & (self.period[view.rows] < self.end)]
+            told = self.model(window).predict(view)
+            self.told[window, later] = (told if told.quantity is not None else replace(told, quantity=self.quantity.predict(view).quantity, support=SUPPORT)), view
+        told, view = self.told[window, later]
+        at = self.period[view.rows] == k
+        here = view[at]
+        return replace(told, choice=told.choice[at][:, :here.mask.shape[1]], quantity=told.quantity[at][:, :here.mask.shape[1]]), here
     def predict(self, k, window=None, strength=None, half_life=None, known=None):
         "What is foreseen of a period, mapped as the last known one says."
         told, here = self.foreseen(window, k)
@@ -162,7 +165,7 @@ def main(a):
         for name, c, w in (("static", frozen, 0), ("last week", counts, 1), ("last four weeks", counts, 4)):
             add(model=f"shares, {name}", task="nowcast", cell="", **describe({k: persistent(c, occasions, period, k, w) for k in tested}, weeks, tested, ground))
         for name in a.models:
-            W, inner = Weeks(occasions, period, MODELS[name], first), Weeks(occasions, period, MODELS[name], first - 3)
+            W, inner = Weeks(occasions, period, MODELS[name], first, end), Weeks(occasions, period, MODELS[name], first - 3, first)
             told = {}
             for cell, (crowd, calibrated) in CELLS.items():
                 setting = pick(inner, range(2, first), crowd, calibrated, dated)
