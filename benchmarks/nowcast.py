@@ -4,7 +4,7 @@
 
 Nowcast: every period sees what was bought until the one before, and the map of calibration is fitted on that one; with the mean field, as it looks from a period later (so that last period's surprise is not counted twice). Forecast: from the first tested period on, shares and pasts are the simulation's own.
 A model that does not say how many pieces are taken is asked beside `quantity-hurdle`, fitted on the same periods; `pieces_error`: mean absolute error of the mean number of pieces of a category and period.
-Window, shrinkage and half-life are picked before the tested periods, with a model that was fitted before the last three of those: on all of them one period ahead for the nowcast, on the three with one map for all for the forecast. A market without dates is read by rounds (the k-th occasion of a customer), those with at least 100 purchases. The last line is JSON.
+Window, shrinkage and half-life are picked on the three periods before the tested ones, one period ahead for the nowcast, with one map for all three for the forecast. A market without dates is read by rounds (the k-th occasion of a customer), those with at least 100 purchases. The last line is JSON.
 """
 import argparse, json, os, time, warnings
 os.environ.setdefault("OMP_NUM_THREADS", "1"); os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -168,7 +168,7 @@ def main(a):
             W, inner = Weeks(occasions, period, MODELS[name], first, end), Weeks(occasions, period, MODELS[name], first - 3, first)
             told = {}
             for cell, (crowd, calibrated) in CELLS.items():
-                setting = pick(inner, range(2, first), crowd, calibrated, dated)
+                setting = pick(inner, range(first - 3, first), crowd, calibrated, dated)
                 told[cell] = {k: W.predict(k, *setting) for k in range(3, end)}
                 extra = {} if cell == "neither" else against(told[cell], told["neither"], weeks, tested)
                 add(model=name, task="nowcast", cell=cell, window=setting[0], strength=setting[1], half_life=setting[2], coverage=coverage(told[cell], weeks, tested), **describe(told[cell], weeks, tested, ground), **extra)
