@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 import numpy as np, pandas as pd
-from malles.calibration import Calibrated, fit_map
+from malles.calibration import Calibrated, fit_map, part_of
 from malles.counts import QuantityHurdle
 from malles.covariates import CROWD
 from malles.divergence import divergences, kl, price_ground, product_shares, share_table
@@ -59,9 +59,7 @@ class Weeks:
             told = self.model(window).predict(view)
             self.told[window, later] = (told if told.quantity is not None else replace(told, quantity=self.quantity.predict(view).quantity, support=SUPPORT)), view
         told, view = self.told[window, later]
-        at = self.period[view.rows] == k
-        here = view[at]
-        return replace(told, choice=told.choice[at][:, :here.mask.shape[1]], quantity=told.quantity[at][:, :here.mask.shape[1]]), here
+        return part_of(told, view, self.period[view.rows] == k)
     def predict(self, k, window=None, strength=None, half_life=None, known=None):
         "What is foreseen of a period, mapped as the last known one says."
         told, here = self.foreseen(window, k)
