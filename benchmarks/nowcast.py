@@ -4,11 +4,12 @@
 
 Nowcast: every period sees what was bought until the one before, and the map of calibration is fitted on that one; with the mean field, as it looks from a period later (so that last period's surprise is not counted twice). Forecast: from the first tested period on, shares and pasts are the simulation's own.
 A model that does not say how many pieces are taken is asked beside `quantity-hurdle`, fitted on the same periods; `pieces_error`: mean absolute error of the mean number of pieces of a category and period.
-Window, shrinkage and half-life are picked on the three periods before the tested ones, one period ahead for the nowcast, with one map for all three for the forecast. A market without dates is read by rounds (the k-th occasion of a customer), those with at least 100 purchases. The last line is JSON.
+Window, shrinkage and half-life are picked before every tested period, on all tested before it and the three before those (told by a model that had not seen them either), one period ahead; for the forecast once, on those three, where every purchase of the known period counts alike. A market without dates is read by rounds (the k-th occasion of a customer), those with at least 100 purchases. The last line is JSON.
 """
 import argparse, json, os, time, warnings
 os.environ.setdefault("OMP_NUM_THREADS", "1"); os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -74,13 +75,23 @@ def kl_of(predictions, occasions):  # (groups,) nats, (groups,) purchases
     return kl(shares, shares.simulated(predictions.choice))[0], shares.purchases
 
 
-def pick(weeks, periods, crowd, calibrated, dated, known=None):
-    "Window, strength and half-life of least KL in periods that are not tested; known: the period that the map is fitted on, None: each time the one before."
-    def loss(setting):
-        parts = [kl_of(weeks.predict(k, *setting, known), weeks.foreseen(setting[0], k)[1]) for k in periods]
-        return np.average(np.concatenate([p[0] for p in parts]), weights=np.concatenate([p[1] for p in parts]))
-    tried = list(product(WINDOWS if crowd else (None,), STRENGTHS if calibrated else (None,), HALF_LIVES if calibrated and dated else (None,)))
-    return min(tried, key=loss) if len(tried) > 1 else tried[0]
+def settings(crowd, calibrated, dated):  # window, strength, half-life
+    return list(product(WINDOWS if crowd else (None,), STRENGTHS if calibrated else (None,), HALF_LIVES if calibrated and dated else (None,)))
+
+
+def pick(tried, loss, periods):
+    "The setting of least KL in these periods; loss: what `losses` gives."
+    return min(tried, key=lambda setting: sum(loss(setting, k) for k in periods)) if len(tried) > 1 else tried[0]
+
+
+def losses(weeks_at, known=None):
+    "KL of a setting in a period, purchases times nats, worked out once; known: the period that the map is fitted on, None: each time the one before."
+    @cache
+    def loss(setting, k):
+        weeks = weeks_at(k)
+        value, n = kl_of(weeks.predict(k, *setting, known), weeks.foreseen(setting[0], k)[1])
+        return value @ n
+    return loss
 
 
 def persistent(counts, occasions, period, k, window):
@@ -164,14 +175,15 @@ def main(a):
             add(model=f"shares, {name}", task="nowcast", cell="", **describe({k: persistent(c, occasions, period, k, w) for k in tested}, weeks, tested, ground))
         for name in a.models:
             W, inner = Weeks(occasions, period, MODELS[name], first, end), Weeks(occasions, period, MODELS[name], first - 3, first)
-            told = {}
+            weeks_at = lambda k: W if k >= first else inner                               # a model that has not seen the period
+            near, far, told = losses(weeks_at), losses(weeks_at, first - 4), {}
             for cell, (crowd, calibrated) in CELLS.items():
-                setting = pick(inner, range(first - 3, first), crowd, calibrated, dated)
-                told[cell] = {k: W.predict(k, *setting) for k in range(3, end)}
+                used = {k: pick(settings(crowd, calibrated, dated), near, range(first - 3, max(k, first))) for k in range(first - 3, end)}
+                told[cell] = {k: weeks_at(k).predict(k, *used[k]) for k in used}
                 extra = {} if cell == "neither" else against(told[cell], told["neither"], weeks, tested)
-                add(model=name, task="nowcast", cell=cell, window=setting[0], strength=setting[1], half_life=setting[2], coverage=coverage(told[cell], weeks, tested), **describe(told[cell], weeks, tested, ground), **extra)
+                add(model=name, task="nowcast", cell=cell, **{n: " ".join("-" if used[k][i] is None else f"{used[k][i]:g}" for k in tested) for i, n in enumerate(("window", "strength", "half_life"))}, coverage=coverage(told[cell], weeks, tested), **describe(told[cell], weeks, tested, ground), **extra)
                 if name == "nano": continue                                           # a forecast reads every past anew, draw by draw
-                setting = pick(inner, range(first - 3, first), crowd, calibrated, dated, first - 4)
+                setting = pick(settings(crowd, calibrated, False), far, range(first - 3, first))
                 model = W.model(setting[0])
                 if calibrated: model = Calibrated(model, W.map(first - 1, *setting))
                 paths = [forward(model, W.views[setting[0]], period, first, setting[0], seed) for seed in range(a.seeds)]

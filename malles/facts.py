@@ -34,9 +34,7 @@ class MarketFacts:
     categories:np.ndarray # (categories,) names
     weights:np.ndarray=None # (categories, 13) of the terms of the guess, and
     offset:np.ndarray=None  # (products,) nats, and
-    taken:np.ndarray=None   # (products, K) shares of purchases of so many pieces, and
-    taken_tilt:np.ndarray=None # (products, levels) how that goes with a product's price, and
-    taken_weights:np.ndarray=None # (16,) what else tells their number: notebook 08a; None where nothing was counted
+    taken:object=None       # how many pieces are taken: notebook 08a; None where nothing was counted, and
     before:tuple=None       # per category: mean (K + 4,) and covariance of what a household wants that nobody knows: what notebook 08b adds to the moments
 
 def log_price(occasions:Occasions):  # (n, J), NaN where there is no price

@@ -235,8 +235,7 @@ def market_facts(
             apart = ((X - np.einsum("nj,njk->nk", p, X)[:, None]) * np.sqrt(p)[..., None]).reshape(-1, len(w))
             w = w + np.linalg.solve(apart.T @ apart + np.diag(ridge), np.einsum("nj,njk->k", hit - p, X) - ridge * (w - start))
         weights[c], offset[products] = w[:T.shape[2]], w[T.shape[2]:]
-    taken, tilt, taken_weights = usual_pieces(occasions, facts.usual)
-    return replace(facts, weights=weights, offset=offset, taken=taken, taken_tilt=tilt, taken_weights=taken_weights)
+    return replace(facts, weights=weights, offset=offset, taken=usual_pieces(occasions, facts.usual))
 
 # %% ../nbs/08b_tastes.ipynb #a93105d6
 MOMENTS = ("count", "response", "deal", "promotion", "repeat", "stay", "pieces", "single")
