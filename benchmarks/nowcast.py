@@ -182,7 +182,7 @@ def main(a):
                 told[cell] = {k: weeks_at(k).predict(k, *used[k]) for k in used}
                 extra = {} if cell == "neither" else against(told[cell], told["neither"], weeks, tested)
                 add(model=name, task="nowcast", cell=cell, **{n: " ".join("-" if used[k][i] is None else f"{used[k][i]:g}" for k in tested) for i, n in enumerate(("window", "strength", "half_life"))}, coverage=coverage(told[cell], weeks, tested), **describe(told[cell], weeks, tested, ground), **extra)
-                if name == "nano": continue                                           # a forecast reads every past anew, draw by draw
+                if name == "nano" or not a.seeds: continue                            # a forecast reads every past anew, draw by draw
                 setting = pick(settings(crowd, calibrated, False), far, range(first - 3, first))
                 model = W.model(setting[0])
                 if calibrated: model = Calibrated(model, W.map(first - 1, *setting))
@@ -203,5 +203,5 @@ def main(a):
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--markets", nargs="+", type=Path, required=True); p.add_argument("--models", nargs="+", default=["running-tastes", "transfer-logit", "loyalty-logit"], choices=MODELS)
-    p.add_argument("--last", type=int, default=6); p.add_argument("--skip", type=int, default=0, help="last periods that are left out"); p.add_argument("--customers", type=int); p.add_argument("--seeds", type=int, default=10, help="simulated paths of each forecast"); p.add_argument("--results", type=Path)
+    p.add_argument("--last", type=int, default=6); p.add_argument("--skip", type=int, default=0, help="last periods that are left out"); p.add_argument("--customers", type=int); p.add_argument("--seeds", type=int, default=10, help="simulated paths of each forecast; 0: no forecast"); p.add_argument("--results", type=Path)
     main(p.parse_args())
