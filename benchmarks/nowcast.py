@@ -4,7 +4,7 @@
 
 Nowcast: every period sees what was bought until the one before, and the map of calibration is fitted on that one; with the mean field, as it looks from a period later (so that last period's surprise is not counted twice). Forecast: from the first tested period on, shares and pasts are the simulation's own.
 A model that does not say how many pieces are taken is asked beside `quantity-hurdle`, fitted on the same periods; `pieces_error`: mean absolute error of the mean number of pieces of a category and period.
-Window, shrinkage and half-life are picked before every tested period, on all tested before it and the three before those (told by a model that had not seen them either), one period ahead; for the forecast once, on those three, where every purchase of the known period counts alike. A market without dates is read by rounds (the k-th occasion of a customer), those with at least 100 purchases. The last line is JSON.
+Window, shrinkage, half-life and what a new deal is worth are picked before every tested period, on all tested before it and the three before those (told by a model that had not seen them either), one period ahead; for the forecast once, on those three, where every purchase of the known period counts alike. A market without dates is read by rounds (the k-th occasion of a customer), those with at least 100 purchases. The last line is JSON.
 """
 import argparse, json, os, time, warnings
 os.environ.setdefault("OMP_NUM_THREADS", "1"); os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -31,7 +31,7 @@ from malles.tastes import RunningTastes
 from malles.transfer import TransferLogit
 
 MODELS = {"running-tastes": RunningTastes, "transfer-logit": TransferLogit, "loyalty-logit": lambda: LoyaltyLogit(columns=CROWD), "nano": LMChoice.nano}
-WINDOWS, STRENGTHS, HALF_LIVES = (1, 2, 4), (1., 3., 10., 30., 100.), (1., 3., None)   # periods, purchases, days
+WINDOWS, STRENGTHS, HALF_LIVES, NEWS = (1, 2, 4), (1., 3., 10., 30., 100.), (1., 3., None), (None, .4, .7, 1., 1.3)   # periods, purchases, days, utility
 CELLS = {"neither": (False, False), "mean field": (True, False), "calibration": (False, True), "both": (True, True)}
 
 
@@ -45,7 +45,7 @@ class Weeks:
         self.views = {None: dated(static), **{w: dated(lagged(occasions, period, w)) for w in WINDOWS}}
         self.later = {w: dated(lagged(occasions, period, w, later=1)) for w in WINDOWS}
         self.quantity = QuantityHurdle().fit(static[before])
-        self.models, self.told = {}, {}
+        self.models, self.told, self.maps = {}, {}, {}
     def model(self, window):
         view = self.views[window]
         k = self.period[view.rows]
@@ -61,13 +61,15 @@ class Weeks:
             self.told[window, later] = (told if told.quantity is not None else replace(told, quantity=self.quantity.predict(view).quantity, support=SUPPORT)), view
         told, view = self.told[window, later]
         return part_of(told, view, self.period[view.rows] == k)
-    def predict(self, k, window=None, strength=None, half_life=None, known=None):
+    def predict(self, k, window=None, strength=None, half_life=None, news=None, known=None):
         "What is foreseen of a period, mapped as the last known one says."
         told, here = self.foreseen(window, k)
-        return told if strength is None else self.map(k - 1 if known is None else known, window, strength, half_life)(told, here)
-    def map(self, k, window, strength, half_life):
+        return told if strength is None else self.map(k - 1 if known is None else known, window, strength, half_life, news)(told, here)
+    def map(self, k, window, strength, half_life, news):
         "From what is foreseen of one period to what was bought in it."
-        return fit_map(*self.foreseen(window, k, later=True), strength=strength, half_life=half_life)
+        setting = k, window, strength, half_life, news is None                          # what a new deal is worth does not move the biases
+        if setting not in self.maps: self.maps[setting] = fit_map(*self.foreseen(window, k, later=True), strength=strength, half_life=half_life, news=news)
+        return replace(self.maps[setting], news=news)
 
 
 def kl_of(predictions, occasions):  # (groups,) nats, (groups,) purchases
@@ -75,8 +77,8 @@ def kl_of(predictions, occasions):  # (groups,) nats, (groups,) purchases
     return kl(shares, shares.simulated(predictions.choice))[0], shares.purchases
 
 
-def settings(crowd, calibrated, dated):  # window, strength, half-life
-    return list(product(WINDOWS if crowd else (None,), STRENGTHS if calibrated else (None,), HALF_LIVES if calibrated and dated else (None,)))
+def settings(crowd, calibrated, recent, moving):  # window, strength, half-life, news
+    return list(product(WINDOWS if crowd else (None,), STRENGTHS if calibrated else (None,), HALF_LIVES if calibrated and recent else (None,), NEWS if calibrated and moving else (None,)))
 
 
 def pick(tried, loss, periods):
@@ -178,18 +180,18 @@ def main(a):
             weeks_at = lambda k: W if k >= first else inner                               # a model that has not seen the period
             near, far, told = losses(weeks_at), losses(weeks_at, first - 4), {}
             for cell, (crowd, calibrated) in CELLS.items():
-                used = {k: pick(settings(crowd, calibrated, dated), near, range(first - 3, max(k, first))) for k in range(first - 3, end)}
+                used = {k: pick(settings(crowd, calibrated, dated, dated and ground is not None), near, range(first - 3, max(k, first))) for k in range(first - 3, end)}
                 told[cell] = {k: weeks_at(k).predict(k, *used[k]) for k in used}
                 extra = {} if cell == "neither" else against(told[cell], told["neither"], weeks, tested)
-                add(model=name, task="nowcast", cell=cell, **{n: " ".join("-" if used[k][i] is None else f"{used[k][i]:g}" for k in tested) for i, n in enumerate(("window", "strength", "half_life"))}, coverage=coverage(told[cell], weeks, tested), **describe(told[cell], weeks, tested, ground), **extra)
+                add(model=name, task="nowcast", cell=cell, **{n: " ".join("-" if used[k][i] is None else f"{used[k][i]:g}" for k in tested) for i, n in enumerate(("window", "strength", "half_life", "news"))}, coverage=coverage(told[cell], weeks, tested), **describe(told[cell], weeks, tested, ground), **extra)
                 if name == "nano" or not a.seeds: continue                            # a forecast reads every past anew, draw by draw
-                setting = pick(settings(crowd, calibrated, False), far, range(first - 3, first))
+                setting = pick(settings(crowd, calibrated, False, dated and ground is not None), far, range(first - 3, first))
                 model = W.model(setting[0])
                 if calibrated: model = Calibrated(model, W.map(first - 1, *setting))
                 paths = [forward(model, W.views[setting[0]], period, first, setting[0], seed) for seed in range(a.seeds)]
                 p, late = paths[0][1], period[occasions.rows] >= first
                 ahead = {k: Predictions(p.choice[period[occasions.rows][late] == k][:, :weeks[k].mask.shape[1]]) for k in tested}
-                add(model=name, task="forecast", cell=cell, window=setting[0], strength=setting[1], half_life=setting[2], **describe(ahead, weeks, tested, ground), **(stability(paths, occasions[late]) if a.seeds > 1 else {}))
+                add(model=name, task="forecast", cell=cell, window=setting[0], strength=setting[1], half_life=setting[2], news=setting[3], **describe(ahead, weeks, tested, ground), **(stability(paths, occasions[late]) if a.seeds > 1 else {}))
             print(pd.DataFrame([r for r in rows if r["market"] == trial.name and r["model"] in (name, "shares, static", "shares, last week", "shares, last four weeks")])
                 .drop(columns=["market"]).round(4).to_string(index=False), flush=True)
     nowcast = {f"{r['market']} {r['model']}": {} for r in rows if r["cell"]}

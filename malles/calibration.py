@@ -15,6 +15,7 @@ import numpy as np, pandas as pd
 from .occasions import Occasions
 from .predictions import ChoiceModel, Predictions, answers, gathered
 from .divergence import kl, price_ground, transport
+from .facts import log_price
 from .sharemap import ShareMap, choice_problem, descend, names_of, pieces_problem
 
 # %% ../nbs/31_calibration.ipynb #8fbff07e
@@ -37,6 +38,13 @@ def _recency(occasions, half_life):  # (n,) from 1 for the last purchase down
     "What each purchase counts for, never quite nothing."
     age = occasions.time.max() - occasions.time
     return .5**np.minimum((age / np.timedelta64(1, "D") if age.dtype.kind == "m" else age) / half_life, 1000)
+
+def _prices(occasions, each):  # (products,) mean log price shown, NaN where there is none; (n,) what each occasion counts for
+    x = log_price(occasions)
+    ok, code = occasions.mask & np.isfinite(x), np.maximum(occasions.product, 0).astype(int)
+    if not ok.any(): raise ValueError(f"{occasions.market}: no price is known, so none can have moved: leave news out")
+    n, total = (np.bincount(code[ok], np.broadcast_to(each[:, None], x.shape)[ok] * v, len(occasions.products)) for v in (1, x[ok]))
+    return np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
 
 def _fit(problem, predictions, occasions, period, weight, free, measure, strength, half_life):  # theta, table of what was tried
     tried = []
@@ -66,12 +74,15 @@ def fit_map(
     weight=None,              # (n,) of the simulated choices
     strength:float=None,      # of the shrinkage, in purchases; None: picked from STRENGTHS
     half_life:float=None,     # in days, or units of `time`: a purchase that is so much older than the last one counts half; None: all count alike
+    news:float=None,          # utility of a price that is a tenth lower by then, where what a price had brought goes as it rises; None: the biases hold at any price
 )->ShareMap:
     "The map from simulated to observed shares. Raises ValueError for unknown settings, for occasions without a purchase, and where nobody is left to choose the shrinkage by."
     unknown = set(fitted) - {"temperature", "bias", "quantity"}
     if unknown: raise ValueError(f"fitted takes temperature, bias and quantity, got {', '.join(sorted(unknown))}")
     if half_life is not None and not half_life > 0: raise ValueError(f"half_life must be above 0, got {half_life!r}")
     if half_life and not occasions.ordered: raise ValueError(f"{occasions.market}: the order of its purchases means nothing, so none is the last: leave half_life out")
+    if news is not None and not news >= 0: raise ValueError(f"news must be 0 or more, for nothing is bought more because it is dearer; got {news!r}")
+    if news is not None and not occasions.ordered: raise ValueError(f"{occasions.market}: the order of its purchases means nothing, so no price can have moved since: leave news out")
     if distance not in ("kl", "wasserstein"): raise ValueError(f"distance must be kl or wasserstein, got {distance!r}")
     (categories, products), out, grid = names_of(occasions), {}, []
     weight, C, P = np.ones(len(occasions)) if weight is None else np.asarray(weight, float), len(categories), len(products)
@@ -84,6 +95,7 @@ def fit_map(
     if predictions.choice is not None and {"temperature", "bias"} & set(fitted):
         theta = solve("choice", choice_problem, np.ones(len(occasions), bool), np.repeat(["temperature" in fitted, "bias" in fitted], [C, P]), price_ground(occasions) if ground is None else np.asarray(ground, float))
         out |= dict(temperature=pd.Series(np.exp(-theta[:C]), categories), bias=pd.Series(theta[C:], products))
+        if news is not None: out |= dict(news=news, price=pd.Series(_prices(occasions, _recency(occasions, half_life) if half_life else np.ones(len(occasions))), products))
     if predictions.quantity is not None and "quantity" in fitted and told.any():
         theta = solve("quantity", pieces_problem, told, np.ones(2 * C, bool), predictions.support[:, None].astype(float))
         out |= dict(pieces=pd.DataFrame(np.exp(theta.reshape(2, C)).T, categories, ["a", "b"]))
@@ -113,13 +125,13 @@ class Calibrated(ChoiceModel):
 
     def what_if(self, occasions:Occasions, scenarios:list, mu=None)->list:  # Predictions, one per scenario
         "`predict` of the replaced occasions (`LMChoice.what_if`), all at once where the model can."
-        return [replace(self.map(p, occasions), name=self.name) for p in answers(self.model, occasions, scenarios, mu)]
+        return [replace(self.map(p, occasions.replace(**s)), name=self.name) for p, s in zip(answers(self.model, occasions, scenarios, mu), scenarios)]
 
 def calibrate(
     model:ChoiceModel,    # fitted
     occasions:Occasions,  # with observed choices; those without a purchase are left out
     weight=None,          # (n,) of the simulated choices, one per occasion
-    **how,                # of `fit_map`: fitted, period, distance, ground, strength, half_life
+    **how,                # of `fit_map`: fitted, period, distance, ground, strength, half_life, news
 )->Calibrated:
     "The model, its decisions mapped so that its shares meet the observed ones."
     bought = occasions.chosen >= 0

@@ -15,6 +15,7 @@ import numpy as np, pandas as pd
 from .occasions import Occasions
 from .predictions import Predictions, softmax
 from .divergence import Shares, piece_shares, product_shares
+from .facts import log_price
 
 # %% ../nbs/30d_sharemap.ipynb #83c1af50
 def bend(pmf, a, b):  # (..., K), two numbers or (..., 1) -> (..., K)
@@ -23,9 +24,9 @@ def bend(pmf, a, b):  # (..., K), two numbers or (..., 1) -> (..., K)
     edge = np.ones((*pmf.shape[:-1], 1))
     return np.maximum(-np.diff(np.concatenate([edge, 1 - (1 - more**a)**b, 0 * edge], -1)), 0)
 
-def temper(p, occasions:Occasions, power, bias):  # (n, J), (n,) 1/T, (products,) -> (n, J)
-    "Probabilities to a power, times the exponential of the products' biases; what was impossible stays so."
-    u = power[:, None] * _log(p, occasions) + bias[_code(occasions)]
+def temper(p, occasions:Occasions, power, shift):  # (n, J), (n,) 1/T, (n, J) utilities -> (n, J)
+    "Probabilities to a power, times the exponential of a shift; what was impossible stays so."
+    u = power[:, None] * _log(p, occasions) + shift
     return softmax(np.where(occasions.mask & (p > 0), u, -np.inf))
 
 def _log(p, occasions): return np.log(np.where(occasions.mask & (p > 0), p, 1), dtype=float)
@@ -46,13 +47,24 @@ class ShareMap:
     temperature:float|pd.Series = 1.                                             # T, of the market or by category
     bias:pd.Series = field(default_factory=lambda: _empty("category", "product"))  # utility, by category and product
     pieces:pd.DataFrame = field(default_factory=lambda: pd.DataFrame({k: _empty("category") for k in "ab"}))  # by category
+    price:pd.Series = field(default_factory=lambda: _empty("category", "product"))  # log price at which the biases were seen
+    news:float = None                                                            # utility of a price that is a tenth lower by now; None: the biases hold at any price
     grid:pd.DataFrame = None                                                     # what was tried to find it: part, strength, divergence, picked
+
+    def shift(self, occasions:Occasions):  # (n, J) utilities
+        "The biases, as far as prices still are what they were."
+        _, products = names_of(occasions)
+        code = _code(occasions)
+        bias = _named(self.bias, products, 0.)[code]
+        if self.news is None: return bias
+        rise = np.nan_to_num(log_price(occasions) - _named(self.price, products, np.nan)[code]) / .1
+        return np.where(bias > 0, bias * (1 - np.clip(rise, 0, 1)), bias) + self.news * np.clip(-rise, 0, 1)
 
     def __call__(self, predictions:Predictions, occasions:Occasions)->Predictions:
         "The predictions of these occasions, mapped."
-        categories, products = names_of(occasions)
+        categories, _ = names_of(occasions)
         choice, quantity = predictions.choice, predictions.quantity
-        if choice is not None: choice = temper(choice, occasions, 1 / _named(self.temperature, categories, 1.)[occasions.category], _named(self.bias, products, 0.))
+        if choice is not None: choice = temper(choice, occasions, 1 / _named(self.temperature, categories, 1.)[occasions.category], self.shift(occasions))
         if quantity is not None: quantity = bend(quantity.astype(float), *(_named(self.pieces[k], categories, 1.)[occasions.category][:, None, None] for k in "ab"))
         return replace(predictions, choice=choice, quantity=quantity)
 
@@ -62,7 +74,7 @@ def choice_problem(predictions:Predictions, occasions:Occasions, period:str=None
     logp = _log(p, occasions)
     def f(theta):
         power = np.exp(theta[:C])[category]
-        q = temper(p, occasions, power, theta[C:])
+        q = temper(p, occasions, power, theta[C:][code])
         def back(g):
             du = q * (g - (q * g).sum(1, keepdims=True))
             return np.r_[np.bincount(category, power * (du * logp).sum(1), C), np.bincount(code.ravel(), du.ravel(), len(theta) - C)]

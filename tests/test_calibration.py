@@ -137,6 +137,34 @@ def test_half_life(seed, half_life, strength):
     assert np.allclose(fit_map(p, shop, strength=3., half_life=1e12)(p, shop).choice, fit_map(p, shop, strength=3.)(p, shop).choice, atol=1e-4)
 
 
+@few
+@given(seeds, st.sampled_from([0., .7, 2.]))
+def test_news_of_prices(seed, news):
+    "At the prices of the fit nothing is new; whatever prices become, nobody takes more of what is dearer; a deal that is over is forgotten, whatever is lost at a price stays lost."
+    rng = np.random.default_rng(seed)
+    shop, p = random_market(rng)
+    shop = shop.replace(price=rng.uniform(1, 4, len(shop.products))[np.maximum(shop.product, 0).astype(int)])            # one price each
+    still, map = fit_map(p, shop, strength=3.), fit_map(p, shop, strength=3., news=news)
+    assert map.bias.equals(still.bias) and np.allclose(map(p, shop).choice, still(p, shop).choice)
+    j, rows = rng.integers(shop.sizes), np.arange(len(shop))
+    told = [map(p, shop.replace(price=np.where(np.arange(shop.mask.shape[1]) == j[:, None], f, 1.) * shop.price)).choice[rows, j] for f in (.8, .93, 1., 1.04, 1.3)]
+    assert (np.diff(told, axis=0) <= 1e-12).all()
+    over = map.shift(shop.replace(price=2 * shop.price))
+    assert np.allclose(over[shop.mask], np.minimum(still.shift(shop), 0)[shop.mask])
+    assert np.allclose(map.shift(shop.replace(price=.5 * shop.price))[shop.mask], (still.shift(shop) + news)[shop.mask])
+
+
+def test_news_are_against_the_last_prices():
+    "With a half-life of a day against yesterday's price, not against that of a year ago; a what-if is asked at its own prices."
+    shop, p = random_market(np.random.default_rng(2), n=200)
+    cheap = shop.replace(price=np.where((shop.time == shop.time.max())[:, None], 1., 3.))
+    assert np.allclose(np.exp(fit_map(p, cheap, strength=3., half_life=.01, news=1.).price), 1.) and (np.exp(fit_map(p, cheap, strength=3., news=1.).price) > 1.3).all()
+    dear = shop.replace(price=3.)
+    model = Calibrated(Popularity().fit(dear), fit_map(Popularity().fit(dear).predict(dear), dear, strength=3., news=1.))
+    cut = dict(price=np.where(np.arange(dear.mask.shape[1]) == 0, 2., 3.))
+    assert np.allclose(model.what_if(dear, [{}, cut])[1].choice, model.predict(dear.replace(**cut)).choice) and model.what_if(dear, [cut])[0].choice[:, 0].sum() > model.predict(dear).choice[:, 0].sum() + 1
+
+
 def test_half_life_of_days():
     "Dates are days: what sold on the first day of a month is forgotten at its end, and a year of it costs no underflow."
     shop, p = random_market(np.random.default_rng(1), n=200)
@@ -256,6 +284,9 @@ def test_settings_that_make_no_sense():
     with pytest.raises(ValueError, match="kl or wasserstein, got 'tv'"): fit_map(p, shop, distance="tv")
     with pytest.raises(ValueError, match="half_life must be above 0, got 0"): fit_map(p, shop, half_life=0)
     with pytest.raises(ValueError, match="none is the last"): fit_map(p, Occasions(replace(shop.log, ordered=False)), half_life=1.)
+    with pytest.raises(ValueError, match="news must be 0 or more.*got -1"): fit_map(p, shop, news=-1)
+    with pytest.raises(ValueError, match="no price can have moved"): fit_map(p, Occasions(replace(shop.log, ordered=False)), news=1.)
+    with pytest.raises(ValueError, match="no price is known"): fit_map(p, shop.without("price"), news=1.)
     one = shop[shop.customer == 0]
     cut = Predictions(p.choice[shop.customer == 0][:, :one.mask.shape[1]])
     with pytest.raises(ValueError, match="pass strength"): fit_map(cut, one)
