@@ -37,8 +37,8 @@ CELLS = {"neither": (False, False), "mean field": (True, False), "calibration": 
 
 class Weeks:
     "One market, one model: predictions of the periods before `end`, made once."
-    def __init__(self, occasions, period, make, first, end):
-        self.period, self.make, self.first, self.end = period, make, first, end
+    def __init__(self, occasions, period, make, first, end, moving):
+        self.period, self.make, self.first, self.end, self.moving = period, make, first, end, moving    # moving: there are prices of one day and another
         before = period[occasions.rows] < first
         static = with_popularity(occasions, mean_field(occasions[before]), counted=occasions[before])
         dated = lambda o: o.with_columns(dict(week=period))
@@ -67,8 +67,8 @@ class Weeks:
         return told if strength is None else self.map(k - 1 if known is None else known, window, strength, half_life, news)(told, here)
     def map(self, k, window, strength, half_life, news):
         "From what is foreseen of one period to what was bought in it."
-        setting = k, window, strength, half_life, news is None                          # what a new deal is worth does not move the biases
-        if setting not in self.maps: self.maps[setting] = fit_map(*self.foreseen(window, k, later=True), strength=strength, half_life=half_life, news=news)
+        setting = k, window, strength, half_life                                        # what a new deal is worth does not move the biases
+        if setting not in self.maps: self.maps[setting] = fit_map(*self.foreseen(window, k, later=True), strength=strength, half_life=half_life, news=0. if self.moving else None)
         return replace(self.maps[setting], news=news)
 
 
@@ -169,6 +169,7 @@ def main(a):
         occasions = occasions[period[occasions.rows] < end]
         ground, counts = price_ground(occasions), counts_of(occasions, period)
         ground = None if np.isnan(ground[np.unique(occasions.product[occasions.mask])]).any() else ground
+        moving = dated and ground is not None
         plainly = occasions.with_columns(dict(week=period))
         weeks = {k: plainly[period[plainly.rows] == k] for k in range(1, end)}
         add = lambda **row: rows.append(dict(market=trial.name, **row))
@@ -176,16 +177,16 @@ def main(a):
         for name, c, w in (("static", frozen, 0), ("last week", counts, 1), ("last four weeks", counts, 4)):
             add(model=f"shares, {name}", task="nowcast", cell="", **describe({k: persistent(c, occasions, period, k, w) for k in tested}, weeks, tested, ground))
         for name in a.models:
-            W, inner = Weeks(occasions, period, MODELS[name], first, end), Weeks(occasions, period, MODELS[name], first - 3, first)
+            W, inner = Weeks(occasions, period, MODELS[name], first, end, moving), Weeks(occasions, period, MODELS[name], first - 3, first, moving)
             weeks_at = lambda k: W if k >= first else inner                               # a model that has not seen the period
             near, far, told = losses(weeks_at), losses(weeks_at, first - 4), {}
             for cell, (crowd, calibrated) in CELLS.items():
-                used = {k: pick(settings(crowd, calibrated, dated, dated and ground is not None), near, range(first - 3, max(k, first))) for k in range(first - 3, end)}
+                used = {k: pick(settings(crowd, calibrated, dated, moving), near, range(first - 3, max(k, first))) for k in range(first - 3, end)}
                 told[cell] = {k: weeks_at(k).predict(k, *used[k]) for k in used}
                 extra = {} if cell == "neither" else against(told[cell], told["neither"], weeks, tested)
                 add(model=name, task="nowcast", cell=cell, **{n: " ".join("-" if used[k][i] is None else f"{used[k][i]:g}" for k in tested) for i, n in enumerate(("window", "strength", "half_life", "news"))}, coverage=coverage(told[cell], weeks, tested), **describe(told[cell], weeks, tested, ground), **extra)
                 if name == "nano" or not a.seeds: continue                            # a forecast reads every past anew, draw by draw
-                setting = pick(settings(crowd, calibrated, False, dated and ground is not None), far, range(first - 3, first))
+                setting = pick(settings(crowd, calibrated, False, moving), far, range(first - 3, first))
                 model = W.model(setting[0])
                 if calibrated: model = Calibrated(model, W.map(first - 1, *setting))
                 paths = [forward(model, W.views[setting[0]], period, first, setting[0], seed) for seed in range(a.seeds)]

@@ -820,6 +820,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'malles.pieces.Nearby.__call__': ('pieces.html#nearby.__call__', 'malles/pieces.py'),
                                'malles.pieces.Nearby.__init__': ('pieces.html#nearby.__init__', 'malles/pieces.py'),
                                'malles.pieces.PieceFacts': ('pieces.html#piecefacts', 'malles/pieces.py'),
+                               'malles.pieces.PieceFacts.reading': ('pieces.html#piecefacts.reading', 'malles/pieces.py'),
                                'malles.pieces._clock': ('pieces.html#_clock', 'malles/pieces.py'),
                                'malles.pieces._faded': ('pieces.html#_faded', 'malles/pieces.py'),
                                'malles.pieces._lean': ('pieces.html#_lean', 'malles/pieces.py'),

@@ -24,9 +24,11 @@ def _compact(occasions, seed):  # list of rows
     texts = joined(packs(occasions, seed=seed))
     said, pick = decision_words(occasions, texts.order), texts.spots.max(1) + 1                                # (n, 2); (n,) where <pick> stands
     taken, pieces, rows = slot_taken(occasions, texts.order), pieces_taken(occasions), []
-    told, told_pieces, facts = np.full(texts.order.shape, np.nan), np.full((len(occasions), len(SUPPORT)), np.nan, np.float32), occasions.log.facts   # a reading is pooled with the guess that it was told
+    told, told_pieces, read, facts = np.full(texts.order.shape, np.nan), np.zeros((len(occasions), len(SUPPORT)), np.float32), 1., occasions.log.facts   # a reading is pooled with the guess that it was told
     if "taste" in occasions.log.alternative: told = np.log(np.take_along_axis(guess(occasions), texts.order.clip(0), 1).clip(1e-9))
-    if facts is not None and facts.taken is not None: told_pieces = np.log(guess_pieces(occasions, facts)[np.arange(len(occasions)), occasions.chosen].clip(1e-9))
+    if facts is not None and facts.taken is not None:
+        read = facts.taken.reading
+        told_pieces = (1 - read) * np.log(guess_pieces(occasions, facts)[np.arange(len(occasions)), occasions.chosen].clip(1e-9))
     for who, ids in zip(by_text(texts), texts.texts):
         ids = ids.astype(int)
         if pick[who[-1]] == len(ids) - 1: ids = np.concatenate([ids, said[who[-1]][said[who[-1]] >= 0]])   # read apart: its answer did not stand there yet
@@ -34,7 +36,7 @@ def _compact(occasions, seed):  # list of rows
         for k in (0, 1): labels[pick[who][said[who, k] >= 0] + 1 + k] = said[who, k][said[who, k] >= 0]
         spots = texts.spots[who]
         rows.append(dict(input_ids=ids, labels=labels, at=spots.ravel(), word=np.full(len(SLOTS), ID["yes"]), order=texts.order[who].ravel(), told=told[who].ravel(), taken=taken[who],
-            piece_at=np.where(taken[who] >= 0, np.take_along_axis(spots, taken[who, None].clip(0), 1)[:, 0], -1), piece_word=ID["q1"] + np.arange(len(SUPPORT)), told_pieces=told_pieces[who].ravel(), pieces=pieces[who]))
+            piece_at=np.where(taken[who] >= 0, np.take_along_axis(spots, taken[who, None].clip(0), 1)[:, 0], -1), piece_word=ID["q1"] + np.arange(len(SUPPORT)), told_pieces=told_pieces[who].ravel(), read_pieces=read, pieces=pieces[who]))
     return rows
 
 def to_sft(
@@ -42,7 +44,7 @@ def to_sft(
     tokenizer=None,       # of a model of the hub; None: the compact words, packed
     views:int=1,          # renderings of each text, with other letters: rows i * views to (i + 1) * views - 1
     seed:int=0,
-):                        # datasets.Dataset: input_ids, labels, at, word, order, told, taken, piece_at, piece_word, told_pieces, pieces, category, weight
+):                        # datasets.Dataset: input_ids, labels, at, word, order, told, taken, piece_at, piece_word, told_pieces, read_pieces, pieces, category, weight
     "Receipts with their decisions, for `ChoiceSFTTrainer` (or a plain `SFTTrainer` with `skip_prepare_dataset`). Occasions without a purchase are left out."
     from datasets import Dataset
     bought = occasions[occasions.chosen >= 0]
@@ -132,7 +134,7 @@ def _chat(occasions, tokenizer, seed):  # list of rows
         end = tokenizer(_said(slot[0], pieces[i], False)[1:], add_special_tokens=False)["input_ids"] if len(slot) else []
         at = np.full(len(SLOTS), -1); at[:n] = len(start) - 1
         rows.append(dict(input_ids=start + end, labels=[-100] * len(start) + end, at=at, word=np.array(letters)[:, 0], order=np.r_[order, np.full(len(SLOTS) - len(order), -1)][:len(SLOTS)], told=np.full(len(SLOTS), np.nan),
-            taken=[int(slot[0]) if len(slot) else -1], piece_at=[-1], piece_word=[0], told_pieces=np.full(1, np.nan, np.float32), pieces=[0]))
+            taken=[int(slot[0]) if len(slot) else -1], piece_at=[-1], piece_word=[0], told_pieces=np.zeros(1, np.float32), read_pieces=1., pieces=[0]))
     return rows
 
 Occasions.to_sft, Occasions.to_prompts, Occasions.to_preference = to_sft, to_prompts, to_preference

@@ -117,7 +117,7 @@ class LMChoice(ChoiceModel):
     def answers(self, seen, letters, pieces, order):  # (n, J), (n, J, K)
         "From what was read at the letters to alternatives; shares and pieces pooled with the guess."
         choice, pieces = over_alternatives(seen, letters, pieces, order)
-        if self.facts is not None and self.facts.taken is not None: pieces = log_pool(pieces, guess_pieces(seen, self.facts))
+        if self.facts is not None and self.facts.taken is not None: pieces = log_pool(pieces, guess_pieces(seen, self.facts), self.facts.taken.reading)
         return self.pooled(seen, choice), pieces
 
     def told(self, choice, pieces)->Predictions:  # (n, J), (n, J, K)

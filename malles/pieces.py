@@ -98,6 +98,12 @@ class PieceFacts:
     tilt:np.ndarray     # (products, levels) how that goes with a product's price
     lately:Lately       # ... with the day; None where the order of purchases means nothing
     weights:np.ndarray  # (18,) what else tells
+    count:int           # purchases behind all this
+
+    @property
+    def reading(self):
+        "What a reading counts beside the guess, in logs: half where the guess rests on little, less the more it rests on."
+        return .5 * 40_000 / (40_000 + self.count)
 
 def _lean(occasions, mean, usual, lately):  # (n, J, 17), (n, K) the last number again
     "What the weights multiply; mean (n, J) pieces of each product."
@@ -138,7 +144,7 @@ def usual_pieces(
         p = softmax(base + X @ w)
         return -np.log(p[np.arange(len(p)), taken[some]]).sum() + w @ w / 2, w - np.einsum("nk,nkf->f", y - p, X)
     bounds = [(0, None) if i == CHEAPER[0] else (None, 0) if i == CHEAPER[1] else (None, None) for i in range(X.shape[2])]
-    return PieceFacts(*_tables(code, level, taken, of), lately, minimize(loss, np.zeros(X.shape[2]), jac=True, method="L-BFGS-B", bounds=bounds).x)
+    return PieceFacts(*_tables(code, level, taken, of), lately, minimize(loss, np.zeros(X.shape[2]), jac=True, method="L-BFGS-B", bounds=bounds).x, len(told))
 
 def guess_pieces(
     occasions:Occasions,  # with profiles

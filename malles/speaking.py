@@ -78,7 +78,7 @@ def _texts(desk, taken, category, seed, answer):  # list of rows
         ids, words = texts.texts[t][:spots.max() + 2].astype(int), answer(i, order)
         slot = int(np.flatnonzero(order == taken.chosen[i])[0]) if taken.chosen[i] >= 0 else -1
         rows.append(dict(input_ids=np.r_[ids, words], labels=np.r_[np.full(len(ids), -100), words], at=spots, word=np.full(len(SLOTS), ID["yes"]), order=order, told=np.full(len(SLOTS), np.nan), taken=[slot],
-            piece_at=[spots[slot] if slot >= 0 else -1], piece_word=ID["q1"] + np.arange(len(SUPPORT)), told_pieces=np.full(len(SUPPORT), np.nan, np.float32), pieces=[pieces[i]], category=category, weight=1.))
+            piece_at=[spots[slot] if slot >= 0 else -1], piece_word=ID["q1"] + np.arange(len(SUPPORT)), told_pieces=np.zeros(len(SUPPORT), np.float32), read_pieces=1., pieces=[pieces[i]], category=category, weight=1.))
     return rows
 
 def speech_lessons(

@@ -75,7 +75,7 @@ def collate(rows, views:int=1):
     each = lambda key: torch.from_numpy(np.repeat(np.array([r[key] for r in rows]), count, 0))
     return dict(input_ids=wide("input_ids", 0), labels=wide("labels", -100), row=torch.arange(len(rows)).repeat_interleave(torch.tensor(count)), at=flat("at", len(SLOTS)), order=flat("order", len(SLOTS)),
         told=flat("told", len(SLOTS), kind=np.float32), told_pieces=flat("told_pieces", len(rows[0]["piece_word"]), kind=np.float32),
-        taken=flat("taken"), piece_at=flat("piece_at"), pieces=flat("pieces"), word=each("word"), piece_word=each("piece_word"), weight=each("weight").float(), category=[r["category"] for r in rows for _ in r["taken"]])
+        taken=flat("taken"), piece_at=flat("piece_at"), pieces=flat("pieces"), word=each("word"), piece_word=each("piece_word"), read_pieces=each("read_pieces").float()[:, None], weight=each("weight").float(), category=[r["category"] for r in rows for _ in r["taken"]])
 
 # %% ../nbs/16b_trainer.ipynb #a1c9d9f4
 def decision_losses(
@@ -92,7 +92,7 @@ def decision_losses(
     choice = torch.where(known, -scores.log_softmax(-1).gather(1, batch["taken"].clamp(min=0)[:, None])[:, 0], 0.)
     told = (batch["piece_at"] >= 0) & (batch["pieces"] > 0)
     many = logits[row[:, None], find(batch["piece_at"])[:, None], batch["piece_word"]].float().log_softmax(-1)
-    many = torch.where(batch["told_pieces"].isnan(), many, (many + batch["told_pieces"]) / 2).log_softmax(-1)
+    many = (batch["read_pieces"] * many + batch["told_pieces"]).log_softmax(-1)
     pieces = torch.where(told, -many.gather(1, (batch["pieces"] - 1).clamp(0, many.shape[1] - 1)[:, None])[:, 0], 0.)
     b, t = torch.nonzero(batch["labels"] >= 0, as_tuple=True)
     said = torch.nn.functional.cross_entropy(logits[b, find(t - 1)].float(), batch["labels"][b, t], reduction="none")

@@ -186,13 +186,13 @@ def test_an_answer_is_half_what_was_read_and_half_what_was_told(lm):
     assert np.array_equal(LMChoice(lm, facts=False).fit(occ).pooled(seen, guess(seen) / 2), guess(seen) / 2), "who was told nothing answers what he read"
 
 
-def test_pieces_are_half_what_was_read_and_half_what_this_market_takes(lm):
+def test_pieces_are_pooled_with_what_this_market_takes(lm):
     occ = market()
     log = occ.log
     twos = Occasions(replace(log, occasion={**log.occasion, "quantity": np.where(np.arange(len(log.occasion["quantity"])) % 10 == 0, 1., 2.)}))
     model = LMChoice(lm).fit(twos)
     told, read = guess_pieces(twos, model.facts), LMChoice(lm).predict(model.read(twos)).quantity
-    assert np.abs(model.predict(twos).quantity - log_pool(read, told)).max() < 1e-5
+    assert np.abs(model.predict(twos).quantity - log_pool(read, told, model.facts.taken.reading)).max() < 1e-5 and .49 < model.facts.taken.reading < .5
     two = lambda q: q[np.arange(len(twos)), twos.chosen, 1].mean()
     assert two(read) < .3 < two(model.predict(twos).quantity) < two(told) and two(told) > .8                 # nine tenths took two, and the model had not known
     uncounted = Occasions(replace(log, occasion={**log.occasion, "quantity": np.full(len(log.occasion["quantity"]), np.nan)}))
